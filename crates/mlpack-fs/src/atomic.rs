@@ -1,0 +1,368 @@
+//! Outputs that are whole or absent.
+//!
+//! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
+//! that file, which the next run of the same output takes over; an error removes it.
+
+use crate::{Error, Operation, Sha256};
+use sha2::Digest as _;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Bytes read back at a time when an extent was written before its turn to be hashed.
+const READ_BACK_LEN: usize = 1 << 20;
+
+/// A file of known length that any number of threads write at any offsets, hashed on the way.
+///
+/// The hash of a file is sequential, the writes need not be: an extent that arrives when everything before it is
+/// hashed is hashed from the caller's buffer; one that comes early is noted and read back (from the page cache) when
+/// its turn has come.
+///
+/// **Invariant**: [`AtomicFile::seal`] succeeds only when every byte of the file was written.
+pub struct AtomicFile {
+    partial: Partial,
+    file: File,
+    byte_len: u64,
+    hashing: Mutex<Hashing>,
+    // Extents written and not hashed yet: start -> end.
+    early: Mutex<BTreeMap<u64, u64>>,
+}
+
+struct Hashing {
+    hasher: sha2::Sha256,
+    // Every byte before it is hashed.
+    frontier: u64,
+}
+
+impl AtomicFile {
+    /// Creates the file beside `path` and reserves its space, so that a full disk is found before any work is done.
+    /// Missing parent directories are created.
+    pub fn create(path: &Path, byte_len: u64) -> Result<AtomicFile, Error> {
+        let partial = Partial::new(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&partial.path)
+            .map_err(|e| Error::io(Operation::Create, path, e))?;
+        let mut partial = partial;
+        lock(&file, path)?;
+        partial.owned = true;
+        // What a killed run left behind is dropped only now that the lock says nobody writes it.
+        file.set_len(0).map_err(|e| Error::io(Operation::Create, path, e))?;
+        reserve(&file, path, byte_len)?;
+        let hashing = Mutex::new(Hashing { hasher: sha2::Sha256::new(), frontier: 0 });
+        Ok(AtomicFile { partial, file, byte_len, hashing, early: Mutex::new(BTreeMap::new()) })
+    }
+
+    /// The final name.
+    pub fn path(&self) -> &Path {
+        &self.partial.target
+    }
+
+    /// Writes `bytes` at `offset`. No byte may be written twice.
+    ///
+    /// # Panics
+    /// When the extent reaches past the length given to [`AtomicFile::create`]: offsets come from our own plan.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let end = offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
+        assert!(end <= self.byte_len, "extent {offset}..{end} lies outside a file of {} bytes", self.byte_len);
+        self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))?;
+        if let Ok(mut hashing) = self.hashing.try_lock()
+            && hashing.frontier == offset
+        {
+            hashing.hasher.update(bytes);
+            hashing.frontier = end;
+            return self.catch_up(&mut hashing);
+        }
+        self.early.lock().expect("no thread panics holding the lock").insert(offset, end);
+        Ok(())
+    }
+
+    /// Hashes the noted extents whose turn has come.
+    fn catch_up(&self, hashing: &mut Hashing) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        loop {
+            let next = self.early.lock().expect("no thread panics holding the lock").remove(&hashing.frontier);
+            let Some(end) = next else { return Ok(()) };
+            buffer.resize(READ_BACK_LEN, 0);
+            while hashing.frontier < end {
+                let len = (end - hashing.frontier).min(READ_BACK_LEN as u64) as usize;
+                self.file
+                    .read_exact_at(&mut buffer[..len], hashing.frontier)
+                    .map_err(|e| Error::io(Operation::Read, &self.partial.path, e))?;
+                hashing.hasher.update(&buffer[..len]);
+                hashing.frontier += len as u64;
+            }
+        }
+    }
+
+    /// Flushes the file to the disk, gives it its final name, and returns its digest.
+    ///
+    /// # Panics
+    /// When a byte was never written: offsets come from our own plan.
+    pub fn seal(self) -> Result<Sha256, Error> {
+        let mut hashing = self.hashing.lock().expect("no thread panics holding the lock");
+        self.catch_up(&mut hashing)?;
+        assert_eq!(hashing.frontier, self.byte_len, "`{}` has a hole", self.path().display());
+        let digest = Sha256::from_hasher(std::mem::take(&mut hashing.hasher));
+        drop(hashing);
+        self.file.sync_all().map_err(|e| self.write_error(e))?;
+        let AtomicFile { partial, file, .. } = self;
+        partial.rename()?;
+        drop(file);
+        Ok(digest)
+    }
+
+    fn write_error(&self, source: io::Error) -> Error {
+        if source.kind() == io::ErrorKind::StorageFull {
+            let target = &self.partial.target;
+            let free = target.parent().and_then(crate::free_bytes);
+            return Error::NoSpace { path: target.clone(), needed: self.byte_len, free };
+        }
+        Error::io(Operation::Write, &self.partial.target, source)
+    }
+}
+
+impl std::fmt::Debug for AtomicFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AtomicFile").field("path", &self.path()).field("byte_len", &self.byte_len).finish()
+    }
+}
+
+/// Writes a small file whole, under its final name only when it is on disk, and returns its digest.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<Sha256, Error> {
+    let file = AtomicFile::create(path, bytes.len() as u64)?;
+    file.write_at(0, bytes)?;
+    file.seal()
+}
+
+/// A directory that appears under its final name when it is complete.
+pub struct AtomicDir {
+    partial: Partial,
+    // Held for its lock.
+    _dir: File,
+}
+
+impl AtomicDir {
+    /// Creates an empty directory beside `path`, which must not exist or be an empty directory.
+    pub fn create(path: &Path) -> Result<AtomicDir, Error> {
+        match fs::read_dir(path) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    return Err(Error::NotEmpty { path: path.to_owned() });
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(Operation::CreateDir, path, e)),
+        }
+        let mut partial = Partial::new(path)?;
+        fs::create_dir_all(&partial.path).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
+        let dir = File::open(&partial.path).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
+        lock(&dir, path)?;
+        partial.owned = true;
+        for entry in fs::read_dir(&partial.path).map_err(|e| Error::io(Operation::List, &partial.path, e))? {
+            let entry = entry.map_err(|e| Error::io(Operation::List, &partial.path, e))?;
+            remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
+        }
+        Ok(AtomicDir { partial, _dir: dir })
+    }
+
+    /// Where the files go until the directory is sealed.
+    pub fn path(&self) -> &Path {
+        &self.partial.path
+    }
+
+    /// The final name.
+    pub fn target(&self) -> &Path {
+        &self.partial.target
+    }
+
+    /// Gives the directory its final name. The files in it must have been flushed, as [`AtomicFile::seal`] does.
+    pub fn seal(self) -> Result<(), Error> {
+        sync_dir(&self.partial.path)?;
+        self.partial.rename()
+    }
+}
+
+impl std::fmt::Debug for AtomicDir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AtomicDir").field("target", &self.partial.target).finish()
+    }
+}
+
+/// The temporary sibling of an output; removed when dropped before [`Partial::rename`].
+struct Partial {
+    target: PathBuf,
+    path: PathBuf,
+    // Set once the lock is held: before that the path may be another process's.
+    owned: bool,
+}
+
+impl Partial {
+    fn new(target: &Path) -> Result<Partial, Error> {
+        let name = target.file_name().ok_or_else(|| {
+            Error::io(Operation::Create, target, io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))
+        })?;
+        let parent = parent_of(target);
+        fs::create_dir_all(parent).map_err(|e| Error::io(Operation::CreateDir, parent, e))?;
+        let mut partial = OsString::from(".");
+        partial.push(name);
+        partial.push(".mlpack-partial");
+        Ok(Partial { target: target.to_owned(), path: parent.join(partial), owned: false })
+    }
+
+    fn rename(mut self) -> Result<(), Error> {
+        fs::rename(&self.path, &self.target).map_err(|e| Error::io(Operation::Rename, &self.target, e))?;
+        self.owned = false;
+        sync_dir(parent_of(&self.target))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.owned {
+            // Nothing can be told to anyone here; a leftover is taken over by the next run.
+            drop(remove(&self.path));
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+fn lock(file: &File, target: &Path) -> Result<(), Error> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: target.to_owned() }),
+        // A file system without locks: the rename still makes the output whole or absent.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(TryLockError::Error(e)) => Err(Error::io(Operation::Lock, target, e)),
+    }
+}
+
+fn reserve(file: &File, path: &Path, byte_len: u64) -> Result<(), Error> {
+    if byte_len == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, byte_len) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG | rustix::io::Errno::DQUOT) => {
+            Err(Error::NoSpace { path: path.to_owned(), needed: byte_len, free: crate::free_bytes(parent_of(path)) })
+        }
+        // Not every file system can reserve: then only the length is set.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            file.set_len(byte_len).map_err(|e| Error::io(Operation::Reserve, path, e))
+        }
+        Err(e) => Err(Error::io(Operation::Reserve, path, e.into())),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(Operation::Sync, dir, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn any_write_order_gives_the_digest_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..3_000_000u32).map(|i| (i % 253) as u8).collect();
+        let pieces: Vec<(usize, usize)> = (0..content.len()).step_by(70_001).map(|s| (s, 70_001)).collect();
+        for order in 0..3 {
+            let path = dir.path().join(format!("f{order}"));
+            let file = AtomicFile::create(&path, content.len() as u64).unwrap();
+            let mut pieces = pieces.clone();
+            match order {
+                0 => {}
+                1 => pieces.reverse(),
+                _ => pieces.sort_by_key(|(s, _)| s % 7),
+            }
+            std::thread::scope(|scope| {
+                for half in pieces.chunks(pieces.len() / 2 + 1) {
+                    let (file, content) = (&file, &content);
+                    scope.spawn(move || {
+                        for &(start, len) in half {
+                            let end = (start + len).min(content.len());
+                            file.write_at(start as u64, &content[start..end]).unwrap();
+                        }
+                    });
+                }
+            });
+            assert_eq!(file.seal().unwrap(), Sha256::of(&content));
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn dropping_leaves_nothing_and_a_leftover_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        drop(AtomicFile::create(&path, 10).unwrap());
+        assert_eq!(names(dir.path()), [""; 0]);
+        fs::write(dir.path().join(".out.mlpack-partial"), b"left by a killed run, and longer").unwrap();
+        assert_eq!(write_atomic(&path, b"abc").unwrap(), Sha256::of(b"abc"));
+        assert_eq!(names(dir.path()), ["out"]);
+        assert_eq!(fs::read(&path).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn a_second_writer_of_the_same_output_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let first = AtomicFile::create(&path, 3).unwrap();
+        assert!(matches!(AtomicFile::create(&path, 3), Err(Error::Busy { .. })));
+        first.write_at(0, b"abc").unwrap();
+        first.seal().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn more_than_the_disk_holds_is_refused_before_any_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = AtomicFile::create(&dir.path().join("out"), 1 << 55).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { needed: 36_028_797_018_963_968, .. }), "{error}");
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_directory_is_whole_or_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let out = AtomicDir::create(&path).unwrap();
+        write_atomic(&out.path().join("a"), b"a").unwrap();
+        assert!(!path.exists());
+        drop(out);
+        assert_eq!(names(dir.path()), [""; 0]);
+        let out = AtomicDir::create(&path).unwrap();
+        write_atomic(&out.path().join("b"), b"b").unwrap();
+        out.seal().unwrap();
+        assert_eq!(names(&path), ["b"]);
+        assert!(matches!(AtomicDir::create(&path), Err(Error::NotEmpty { .. })));
+    }
+}

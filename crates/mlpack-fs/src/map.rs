@@ -1,0 +1,104 @@
+//! Read-only maps of input files.
+
+use crate::{Error, Operation};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A file mapped read-only. Pages that are done with can be given back with [`MappedFile::release`], so that the
+/// resident size stays small however large the file is.
+pub struct MappedFile {
+    path: PathBuf,
+    // An empty file cannot be mapped.
+    map: Option<memmap2::Mmap>,
+}
+
+impl MappedFile {
+    /// Maps `path`.
+    pub fn open(path: &Path) -> Result<MappedFile, Error> {
+        let file = File::open(path).map_err(|e| Error::io(Operation::Open, path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io(Operation::Open, path, e))?;
+        if metadata.is_dir() {
+            return Err(Error::io(Operation::Open, path, std::io::ErrorKind::IsADirectory.into()));
+        }
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the map is read-only and private to this value. The one hazard of mapping a file is that another
+            // process truncates it meanwhile: then a read is killed by the system (SIGBUS); it cannot read other
+            // memory. Inputs are files that nobody writes while they are packed; docs/security.md says so.
+            #[allow(unsafe_code)]
+            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(Operation::Read, path, e))?;
+            Some(map)
+        };
+        Ok(MappedFile { path: path.to_owned(), map })
+    }
+
+    /// The path given to [`MappedFile::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// The length in bytes.
+    pub fn byte_len(&self) -> u64 {
+        self.bytes().len() as u64
+    }
+
+    /// Tells the system that the pages wholly inside `range` are not needed for now. Their content stays readable: it
+    /// comes from the page cache or the disk again. A range outside the file does nothing.
+    pub fn release(&self, range: Range<usize>) {
+        const PAGE: usize = 4096;
+        let Some(map) = &self.map else { return };
+        let start = range.start.next_multiple_of(PAGE);
+        let end = if range.end >= map.len() { map.len() } else { range.end / PAGE * PAGE };
+        if start < end {
+            // SAFETY: MADV_DONTNEED on a read-only, file-backed, never written map only drops page-table entries; the
+            // next access faults the same file content in again, so no reference into the map changes value.
+            #[allow(unsafe_code)]
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            // Advice: a kernel that does not take it only costs resident memory.
+            drop(advised);
+        }
+    }
+}
+
+impl std::fmt::Debug for MappedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MappedFile").field("path", &self.path).field("byte_len", &self.byte_len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_survives_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        assert_eq!(map.bytes(), content);
+        map.release(1..90_000);
+        map.release(0..usize::MAX);
+        map.release(200_000..300_000);
+        assert_eq!(map.bytes(), content);
+    }
+
+    #[test]
+    fn an_empty_file_is_empty_and_a_directory_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("empty");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(MappedFile::open(&path).unwrap().bytes(), b"");
+        assert!(MappedFile::open(dir.path()).unwrap_err().to_string().contains("is a directory"));
+        assert!(MappedFile::open(&dir.path().join("absent")).unwrap_err().is_not_found());
+    }
+}

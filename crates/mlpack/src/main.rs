@@ -1,0 +1,2 @@
+//! mlpack.
+fn main() {}
