@@ -105,6 +105,17 @@ impl AtomicFile {
         }
     }
 
+    /// The digest of the whole file while it still has no final name, for an output whose digest is known before.
+    ///
+    /// # Panics
+    /// When a byte was never written.
+    pub fn digest(&self) -> Result<Sha256, Error> {
+        let mut hashing = self.hashing.lock().expect("no thread panics holding the lock");
+        self.catch_up(&mut hashing)?;
+        assert_eq!(hashing.frontier, self.byte_len, "`{}` has a hole", self.path().display());
+        Ok(Sha256::from_hasher(hashing.hasher.clone()))
+    }
+
     /// Flushes the file to the disk, gives it its final name, and returns its digest.
     ///
     /// # Panics
@@ -210,7 +221,11 @@ struct Partial {
 impl Partial {
     fn new(target: &Path) -> Result<Partial, Error> {
         let name = target.file_name().ok_or_else(|| {
-            Error::io(Operation::Create, target, io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))
+            Error::io(
+                Operation::Create,
+                target,
+                io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"),
+            )
         })?;
         let parent = parent_of(target);
         fs::create_dir_all(parent).map_err(|e| Error::io(Operation::CreateDir, parent, e))?;
@@ -314,6 +329,8 @@ mod tests {
                     });
                 }
             });
+            assert_eq!(file.digest().unwrap(), Sha256::of(&content));
+            assert!(!path.exists());
             assert_eq!(file.seal().unwrap(), Sha256::of(&content));
             assert_eq!(fs::read(&path).unwrap(), content);
         }

@@ -159,7 +159,9 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Error::NoSpace { .. } => Some("free some space or choose another output directory; nothing was left behind"),
+            Error::NoSpace { .. } => {
+                Some("free some space or choose another output directory; nothing was left behind")
+            }
             Error::NotEmpty { .. } => Some("choose a directory that does not exist yet"),
             Error::Busy { .. } => Some("wait for the other run, or choose another output name"),
             Error::Io { source, .. } => match source.kind() {

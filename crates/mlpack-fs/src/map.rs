@@ -60,8 +60,7 @@ impl MappedFile {
             // SAFETY: MADV_DONTNEED on a read-only, file-backed, never written map only drops page-table entries; the
             // next access faults the same file content in again, so no reference into the map changes value.
             #[allow(unsafe_code)]
-            let advised =
-                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             // Advice: a kernel that does not take it only costs resident memory.
             drop(advised);
         }

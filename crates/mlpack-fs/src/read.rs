@@ -109,12 +109,7 @@ impl<'a> BoundedReader<'a> {
     pub fn count(&self, count: u64, min_len: u64) -> Result<usize, ReadError> {
         let needed = u128::from(count) * u128::from(min_len.max(1));
         if needed > u128::from(self.remaining()) {
-            return Err(ReadError::CountTooLarge {
-                offset: self.offset(),
-                count,
-                needed,
-                remaining: self.remaining(),
-            });
+            return Err(ReadError::CountTooLarge { offset: self.offset(), count, needed, remaining: self.remaining() });
         }
         Ok(count as usize)
     }

@@ -1,0 +1,256 @@
+//! What can be wrong with an adapter, or between an adapter and a base.
+
+use mlpack_fs::ErrorKind;
+use mlpack_tensor::{Dtype, Escaped, Shape};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Entries of a list that are shown before it is cut with a count.
+const SHOWN: usize = 10;
+
+/// Why an adapter cannot be read or laid over a base.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused.
+    #[error(transparent)]
+    Fs(#[from] mlpack_fs::Error),
+    /// The weights cannot be read.
+    #[error(transparent)]
+    Safetensors(#[from] mlpack_safetensors::Error),
+    /// The directory holds no adapter.
+    #[error("cannot read `{}`: not an adapter directory\n  expected: {missing}\n  found:    {found}", path.display())]
+    NotAnAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// The file that is missing.
+        missing: &'static str,
+        /// What is there instead.
+        found: String,
+    },
+    /// `adapter_config.json` is not what PEFT writes.
+    #[error("cannot read `{}`: not a PEFT adapter config\n  found:    {reason}", path.display())]
+    Config {
+        /// The config file.
+        path: PathBuf,
+        /// What the JSON parser said.
+        reason: String,
+    },
+    /// A `peft_type` that this version does not merge.
+    #[error("cannot merge `{}`\n  peft_type: unknown or not handled\n  expected: LORA\n  found:    `{}`", path.display(), Escaped(found))]
+    PeftType {
+        /// The config file.
+        path: PathBuf,
+        /// The type found.
+        found: String,
+    },
+    /// A setting that would change the result and that this version does not handle.
+    #[error("cannot merge `{}`\n  {key}: not handled\n  expected: {expected}\n  found:    {}", path.display(), Escaped(found))]
+    Setting {
+        /// The config file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What would be handled.
+        expected: &'static str,
+        /// The value found.
+        found: String,
+    },
+    /// A pattern of `rank_pattern` or `alpha_pattern` is not a regular expression.
+    #[error("cannot read `{}`\n  {key}: `{}` is not a regular expression\n  found:    {reason}", path.display(), Escaped(pattern))]
+    Pattern {
+        /// The config file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What the regex parser said.
+        reason: String,
+    },
+    /// The adapter holds no tensors.
+    #[error("cannot merge `{}`: the adapter holds no tensors", path.display())]
+    Empty {
+        /// The weights file.
+        path: PathBuf,
+    },
+    /// Adapter tensors that belong to nothing in the base, or are half of a pair.
+    #[error("cannot merge `{}`: {} of its {total} tensors are not used{}", path.display(), unmatched.len(), list_unmatched(unmatched))]
+    Unmatched {
+        /// The weights file.
+        path: PathBuf,
+        /// The number of tensors in the adapter.
+        total: usize,
+        /// Each tensor that is not used, and why.
+        unmatched: Vec<Unmatched>,
+    },
+    /// Adapter tensors whose shapes do not fit the base, the adapter's other half, or the config.
+    #[error("cannot merge `{}`: it does not fit the base `{}`{}", path.display(), base.display(), list_misfits(misfits))]
+    Misfit {
+        /// The weights file.
+        path: PathBuf,
+        /// The base directory.
+        base: PathBuf,
+        /// Each tensor that does not fit, and why.
+        misfits: Vec<Misfit>,
+    },
+    /// The device refused a computation.
+    #[error("cannot merge tensor `{}`: the device failed\n  found:    {reason}", Escaped(tensor))]
+    Device {
+        /// The base tensor.
+        tensor: String,
+        /// What the device said.
+        reason: String,
+    },
+    /// A merged value is NaN or infinite.
+    #[error(
+        "cannot merge tensor `{}`: a merged value is not finite\n  expected: a finite {dtype} value\n  found:    {value} at row {row}, column {column}",
+        Escaped(tensor)
+    )]
+    NotFinite {
+        /// The base tensor.
+        tensor: String,
+        /// The base dtype.
+        dtype: Dtype,
+        /// The row of the element.
+        row: u64,
+        /// The column of the element.
+        column: u64,
+        /// The sum before rounding.
+        value: f64,
+    },
+}
+
+/// An adapter tensor that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmatched {
+    /// No base tensor has its name.
+    NoBase {
+        /// The adapter tensor.
+        key: String,
+        /// The base tensor that it asks for.
+        wanted: String,
+        /// The base tensor with the most similar name.
+        nearest: Option<String>,
+    },
+    /// Its other half is missing.
+    NoPartner {
+        /// The adapter tensor.
+        key: String,
+        /// The tensor that should be there.
+        partner: String,
+    },
+    /// Its name is of no known form.
+    UnknownForm {
+        /// The adapter tensor.
+        key: String,
+        /// The base tensor with the most similar name.
+        nearest: Option<String>,
+    },
+}
+
+/// An adapter tensor that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The adapter tensor.
+    pub key: String,
+    /// The base tensor.
+    pub base: String,
+    /// The shape that would fit, and what it follows from.
+    pub expected: String,
+    /// The shape or dtype found.
+    pub found: String,
+}
+
+impl Misfit {
+    pub(crate) fn shape(key: &str, base: &str, expected: String, found: &Shape) -> Misfit {
+        Misfit { key: key.to_owned(), base: base.to_owned(), expected, found: found.to_string() }
+    }
+}
+
+fn list_unmatched(unmatched: &[Unmatched]) -> String {
+    let mut out = String::new();
+    for u in unmatched.iter().take(SHOWN) {
+        let (key, why, nearest) = match u {
+            Unmatched::NoBase { key, wanted, nearest } => {
+                (key, format!("no base tensor `{}`", Escaped(wanted)), nearest.as_deref())
+            }
+            Unmatched::NoPartner { key, partner } => (key, format!("its pair `{}` is missing", Escaped(partner)), None),
+            Unmatched::UnknownForm { key, nearest } => {
+                (key, "neither lora_A.weight nor lora_B.weight".to_owned(), nearest.as_deref())
+            }
+        };
+        let _ = write!(out, "\n  key `{}`: {why}", Escaped(key));
+        if let Some(nearest) = nearest {
+            let _ = write!(out, " (nearest: `{}`)", Escaped(nearest));
+        }
+    }
+    cut(&mut out, unmatched.len());
+    out
+}
+
+fn list_misfits(misfits: &[Misfit]) -> String {
+    let mut out = String::new();
+    for m in misfits.iter().take(SHOWN) {
+        let _ = write!(
+            out,
+            "\n  key `{}` on tensor `{}`\n    expected: {}\n    found:    {}",
+            Escaped(&m.key),
+            Escaped(&m.base),
+            m.expected,
+            m.found
+        );
+    }
+    cut(&mut out, misfits.len());
+    out
+}
+
+fn cut(out: &mut String, len: usize) {
+    if len > SHOWN {
+        let _ = write!(out, "\n  and {} more", len - SHOWN);
+    }
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Fs(e) => e.kind(),
+            Error::Safetensors(e) => e.kind(),
+            Error::NotAnAdapter { .. } | Error::Config { .. } | Error::Pattern { .. } | Error::Empty { .. } => {
+                ErrorKind::Malformed
+            }
+            Error::PeftType { .. } | Error::Setting { .. } => ErrorKind::Unsupported,
+            Error::Unmatched { .. } | Error::Misfit { .. } | Error::NotFinite { .. } => ErrorKind::Mismatch,
+            Error::Device { .. } => ErrorKind::Io,
+        }
+    }
+
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Fs(e) => return e.hint().map(str::to_owned),
+            Error::Safetensors(e) => return e.hint(),
+            Error::NotAnAdapter { .. } => "give the directory that PEFT's save_pretrained wrote",
+            Error::PeftType { .. } | Error::Setting { .. } => {
+                "merge this adapter with PEFT's merge_and_unload() and convert the merged directory"
+            }
+            Error::Unmatched { unmatched, .. }
+                if unmatched.iter().all(|u| matches!(u, Unmatched::NoPartner { .. })) =>
+            {
+                "the adapter file is incomplete; save it again from the training checkpoint"
+            }
+            Error::Unmatched { .. } => {
+                "nothing was merged; check that the adapter was trained on this base (adapter_config.json, base_model_name_or_path)"
+            }
+            Error::Misfit { .. } => {
+                "the adapter was trained on another base; see base_model_name_or_path in adapter_config.json"
+            }
+            Error::NotFinite { .. } => {
+                "the base or the adapter is damaged, or the training diverged; nothing was written"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,151 @@
+//! One correct rounding from float64 to a checkpoint's dtype, ties to even (IEEE 754-2019, section 4.3.1).
+//!
+//! Rounding float64 to bfloat16 or float16 through float32 rounds twice: a value just above a tie can become the tie and
+//! then go down. Here the first step rounds to odd, which keeps the information that something was cut off.
+
+use mlpack_tensor::Dtype;
+
+/// A sum that is NaN or infinite, or rounds to infinity in the dtype.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NotFinite {
+    /// The index of the element.
+    pub index: usize,
+    /// The sum.
+    pub value: f64,
+}
+
+/// Rounds `values` to `dtype`, little-endian, into `out` (of `values.len() * dtype.byte_size()` bytes).
+///
+/// # Errors
+/// The first element whose rounded value is not finite.
+///
+/// # Panics
+/// When `dtype` is not a float dtype or `out` has another length: both are checked when an overlay is made.
+pub fn round_to(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<(), NotFinite> {
+    match dtype {
+        Dtype::F64 => each(values, out, |v| v.to_le_bytes(), f64::is_finite),
+        Dtype::F32 => each(values, out, |v| (v as f32).to_le_bytes(), |v| (v as f32).is_finite()),
+        Dtype::F16 => each(values, out, |v| to_f16(v).to_le_bytes(), |v| half::f16::from_bits(to_f16(v)).is_finite()),
+        Dtype::BF16 => {
+            each(values, out, |v| to_bf16(v).to_le_bytes(), |v| half::bf16::from_bits(to_bf16(v)).is_finite())
+        }
+        other => panic!("{other} is not a float dtype"),
+    }
+}
+
+fn each<const N: usize>(
+    values: &[f64],
+    out: &mut [u8],
+    round: impl Fn(f64) -> [u8; N],
+    is_finite: impl Fn(f64) -> bool,
+) -> Result<(), NotFinite> {
+    assert_eq!(out.len(), values.len() * N, "the output has the length of the dtype");
+    let mut all_finite = true;
+    let (chunks, _) = out.as_chunks_mut::<N>();
+    for (o, &v) in chunks.iter_mut().zip(values) {
+        *o = round(v);
+        all_finite &= is_finite(v);
+    }
+    if all_finite {
+        return Ok(());
+    }
+    let (index, &value) =
+        values.iter().enumerate().find(|(_, v)| !is_finite(**v)).expect("the loop above saw such a value");
+    Err(NotFinite { index, value })
+}
+
+/// float64 to float32, rounding to odd: truncate, and when anything was cut off set the last bit.
+#[inline]
+fn to_f32_odd(v: f64) -> u32 {
+    let nearest = v as f32;
+    let bits = nearest.to_bits();
+    let back = f64::from(nearest);
+    // One step towards zero when the nearest lies beyond the value; the bits of a float are ordered by magnitude.
+    let truncated = bits - u32::from(back.abs() > v.abs());
+    if back == v || v.is_nan() { bits } else { truncated | 1 }
+}
+
+#[inline]
+fn to_bf16(v: f64) -> u16 {
+    let bits = to_f32_odd(v);
+    if bits & 0x7fff_ffff > 0x7f80_0000 {
+        return ((bits >> 16) | 0x40) as u16;
+    }
+    let even = (bits >> 16) & 1;
+    ((bits + 0x7fff + even) >> 16) as u16
+}
+
+#[inline]
+fn to_f16(v: f64) -> u16 {
+    half::f16::from_f32(f32::from_bits(to_f32_odd(v))).to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The nearest bfloat16 or float16 by comparing distances in float64, which are exact here.
+    fn nearest(v: f64, decode: impl Fn(u16) -> f64) -> u16 {
+        let sign = if v.is_sign_negative() { 0x8000 } else { 0 };
+        let (mut low, mut high) = (0u16, 0x7fff);
+        while high - low > 1 {
+            let mid = low + (high - low) / 2;
+            if decode(mid) <= v.abs() { low = mid } else { high = mid }
+        }
+        let (below, above) = (v.abs() - decode(low), decode(high) - v.abs());
+        let up = above < below || (above == below && low & 1 == 1);
+        sign | if up { high } else { low }
+    }
+
+    fn values() -> Vec<f64> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state >> 11
+        };
+        let mut values = Vec::new();
+        for _ in 0..20_000 {
+            let exponent = (next() % 60) as i32 - 40;
+            let mantissa = 1.0 + next() as f64 / (1u64 << 53) as f64;
+            let v = mantissa * 2f64.powi(exponent);
+            // On, just above and just below the ties of both formats.
+            let tie_bf16 = f64::from_bits(v.to_bits() & !((1 << 45) - 1) | 1 << 44);
+            let tie_f16 = f64::from_bits(v.to_bits() & !((1 << 42) - 1) | 1 << 41);
+            for t in [v, tie_bf16, tie_f16] {
+                values.extend([t, -t, f64::from_bits(t.to_bits() + 1), f64::from_bits(t.to_bits() - 1)]);
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn bf16_is_the_nearest_with_ties_to_even() {
+        for v in values() {
+            assert_eq!(to_bf16(v), nearest(v, |b| f64::from(f32::from_bits(u32::from(b) << 16))), "{v:e}");
+        }
+    }
+
+    #[test]
+    fn f16_is_the_nearest_with_ties_to_even() {
+        for v in values().into_iter().filter(|v| v.abs() < 65_504.0) {
+            assert_eq!(to_f16(v), nearest(v, |b| half::f16::from_bits(b).to_f64()), "{v:e}");
+        }
+    }
+
+    #[test]
+    fn just_above_a_tie_goes_up_although_float32_says_tie() {
+        // 1 + 2^-8 is the tie between two bfloat16; 2^-40 more is lost in float32.
+        let v = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        assert_eq!(to_bf16(v), 0x3f81);
+        assert_eq!(half::bf16::from_f32(v as f32).to_bits(), 0x3f80, "the double rounding that is avoided");
+    }
+
+    #[test]
+    fn names_the_first_value_that_is_not_finite() {
+        let mut out = [0; 6];
+        let wrong = round_to(Dtype::F16, &[1.0, 65_520.0, f64::NAN], &mut out).unwrap_err();
+        assert_eq!((wrong.index, wrong.value), (1, 65_520.0));
+        assert!(round_to(Dtype::F16, &[1.0, 65_519.9, -65_504.0], &mut out).is_ok());
+        assert!(round_to(Dtype::BF16, &[f64::MAX, 0.0, 0.0], &mut out).is_err());
+    }
+}
