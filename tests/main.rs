@@ -1,1 +1,18 @@
-//! The integration tests.
+//! The integration tests: one binary, run against the real executable and the real fixtures.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `cli_convert` | outputs equal the goldens of llama.cpp; several variants, adapters, names |
+//! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
+//! | `cli_release` | the legal-qa release: files, layout, Modelfile, trace back to run 4c421e9c… |
+//! | `cli_errors` | every bad input: message snapshot, exit code, nothing left behind |
+//! | `determinism` | thread counts, memory budgets and repeated runs give the same bytes |
+//! | `interop` | our files read by other implementations |
+
+mod cli_convert;
+mod cli_errors;
+mod cli_merge;
+mod cli_release;
+mod determinism;
+mod interop;
+mod support;

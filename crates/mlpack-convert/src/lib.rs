@@ -1,1 +1,44 @@
-//! Placeholder while the room is being built.
+//! The main path: open, plan, execute, seal.
+//!
+//! [`Source::open`] opens a checkpoint and lays adapters over it. [`plan_gguf`] and [`plan_merge`] turn names, shapes and
+//! types into a [`Plan`]: every output file with the type and the place of every tensor, before a weight is read.
+//! [`execute`] runs the plan in row slabs on all cores and seals the outputs. Start reading at `plan.rs`.
+//!
+//! ```no_run
+//! use mlpack_convert::*;
+//! # fn main() -> Result<(), Error> {
+//! let source = Source::open("base".as_ref(), &[("legal-qa-lora".into(), 1.0)])?;
+//! let model = open_model(&source, &mlpack_arch::Families::builtin())?;
+//! let variants = [FileType::parse("Q4_K_M")?, FileType::parse("F16")?];
+//! let plan = plan_gguf(&source, &model, &GgufRequest { name: "legal-qa", variants: &variants, pre: None })?;
+//! let done = execute(&source, &plan, "out".as_ref(), &Resources::default(), &|_| {})?;
+//! println!("{}", done.outputs[0].sha256);
+//! # Ok(()) }
+//! ```
+//!
+//! **Invariants**
+//! - A plan depends on headers alone; executing it on any number of threads gives the same bytes.
+//! - Each source tensor is read once, whatever the number of outputs; memory is the budget, not the model.
+//! - No output has its final name before all of them are complete.
+//! - Every source tensor is in every output, or named in the plan with the reason why it is not.
+
+mod carry;
+mod error;
+mod execute;
+mod file_type;
+mod gguf_plan;
+mod merge_plan;
+mod mixture;
+mod plan;
+mod slab;
+mod source;
+
+pub use carry::carried_files;
+pub use error::Error;
+pub use execute::{Done, Resources, SealedFile, execute};
+pub use file_type::{FileType, Origin};
+pub use gguf_plan::{GgufRequest, plan_gguf};
+pub use merge_plan::{merge, plan_merge};
+pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
+pub use plan::{Input, Output, OutputTensor, Plan, Step, Stored, Target};
+pub use source::{Source, open_model};

@@ -3,15 +3,14 @@
 //! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
 //! that file, which the next run of the same output takes over; an error removes it.
 
+use crate::hash::ExtentHasher;
 use crate::{Error, Operation, Sha256};
-use sha2::Digest as _;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 /// Bytes read back at a time when an extent was written before its turn to be hashed.
 const READ_BACK_LEN: usize = 1 << 20;
@@ -27,15 +26,7 @@ pub struct AtomicFile {
     partial: Partial,
     file: File,
     byte_len: u64,
-    hashing: Mutex<Hashing>,
-    // Extents written and not hashed yet: start -> end.
-    early: Mutex<BTreeMap<u64, u64>>,
-}
-
-struct Hashing {
-    hasher: sha2::Sha256,
-    // Every byte before it is hashed.
-    frontier: u64,
+    hasher: ExtentHasher,
 }
 
 impl AtomicFile {
@@ -48,7 +39,7 @@ impl AtomicFile {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&partial.path)
+            .open(&partial.temporary)
             .map_err(|e| Error::io(Operation::Create, path, e))?;
         let mut partial = partial;
         lock(&file, path)?;
@@ -56,13 +47,17 @@ impl AtomicFile {
         // What a killed run left behind is dropped only now that the lock says nobody writes it.
         file.set_len(0).map_err(|e| Error::io(Operation::Create, path, e))?;
         reserve(&file, path, byte_len)?;
-        let hashing = Mutex::new(Hashing { hasher: sha2::Sha256::new(), frontier: 0 });
-        Ok(AtomicFile { partial, file, byte_len, hashing, early: Mutex::new(BTreeMap::new()) })
+        Ok(AtomicFile { partial, file, byte_len, hasher: ExtentHasher::new() })
     }
 
     /// The final name.
     pub fn path(&self) -> &Path {
-        &self.partial.target
+        &self.partial.path
+    }
+
+    /// The length given to [`AtomicFile::create`].
+    pub fn byte_len(&self) -> u64 {
+        self.byte_len
     }
 
     /// Writes `bytes` at `offset`. No byte may be written twice.
@@ -76,44 +71,41 @@ impl AtomicFile {
         let end = offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
         assert!(end <= self.byte_len, "extent {offset}..{end} lies outside a file of {} bytes", self.byte_len);
         self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))?;
-        if let Ok(mut hashing) = self.hashing.try_lock()
-            && hashing.frontier == offset
-        {
-            hashing.hasher.update(bytes);
-            hashing.frontier = end;
-            return self.catch_up(&mut hashing);
-        }
-        self.early.lock().expect("no thread panics holding the lock").insert(offset, end);
-        Ok(())
+        self.hasher.take(offset, bytes, |range, sink| self.read_back(range, sink))
     }
 
-    /// Hashes the noted extents whose turn has come.
-    fn catch_up(&self, hashing: &mut Hashing) -> Result<(), Error> {
-        let mut buffer = Vec::new();
-        loop {
-            let next = self.early.lock().expect("no thread panics holding the lock").remove(&hashing.frontier);
-            let Some(end) = next else { return Ok(()) };
-            buffer.resize(READ_BACK_LEN, 0);
-            while hashing.frontier < end {
-                let len = (end - hashing.frontier).min(READ_BACK_LEN as u64) as usize;
-                self.file
-                    .read_exact_at(&mut buffer[..len], hashing.frontier)
-                    .map_err(|e| Error::io(Operation::Read, &self.partial.path, e))?;
-                hashing.hasher.update(&buffer[..len]);
-                hashing.frontier += len as u64;
-            }
+    fn read_back(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+        let mut buffer = vec![0; READ_BACK_LEN.min((range.end - range.start) as usize)];
+        let mut at = range.start;
+        while at < range.end {
+            let len = buffer.len().min((range.end - at) as usize);
+            self.file
+                .read_exact_at(&mut buffer[..len], at)
+                .map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))?;
+            sink(&buffer[..len]);
+            at += len as u64;
         }
+        Ok(())
     }
 
     /// The digest of the whole file while it still has no final name, for an output whose digest is known before.
     ///
     /// # Panics
-    /// When a byte was never written.
+    /// When a byte was never written: offsets come from our own plan.
     pub fn digest(&self) -> Result<Sha256, Error> {
-        let mut hashing = self.hashing.lock().expect("no thread panics holding the lock");
-        self.catch_up(&mut hashing)?;
-        assert_eq!(hashing.frontier, self.byte_len, "`{}` has a hole", self.path().display());
-        Ok(Sha256::from_hasher(hashing.hasher.clone()))
+        let (hasher, hashed) = self.hasher.finish(|range, sink| self.read_back(range, sink))?;
+        assert_eq!(hashed, self.byte_len, "`{}` has a hole", self.path().display());
+        Ok(Sha256::from_hasher(hasher))
+    }
+
+    /// Flushes the file to the disk, still without its final name, so that several outputs can be sealed together.
+    ///
+    /// # Panics
+    /// When a byte was never written: offsets come from our own plan.
+    pub fn flush(&self) -> Result<Sha256, Error> {
+        let digest = self.digest()?;
+        self.file.sync_all().map_err(|e| self.write_error(e))?;
+        Ok(digest)
     }
 
     /// Flushes the file to the disk, gives it its final name, and returns its digest.
@@ -121,12 +113,7 @@ impl AtomicFile {
     /// # Panics
     /// When a byte was never written: offsets come from our own plan.
     pub fn seal(self) -> Result<Sha256, Error> {
-        let mut hashing = self.hashing.lock().expect("no thread panics holding the lock");
-        self.catch_up(&mut hashing)?;
-        assert_eq!(hashing.frontier, self.byte_len, "`{}` has a hole", self.path().display());
-        let digest = Sha256::from_hasher(std::mem::take(&mut hashing.hasher));
-        drop(hashing);
-        self.file.sync_all().map_err(|e| self.write_error(e))?;
+        let digest = self.flush()?;
         let AtomicFile { partial, file, .. } = self;
         partial.rename()?;
         drop(file);
@@ -135,11 +122,11 @@ impl AtomicFile {
 
     fn write_error(&self, source: io::Error) -> Error {
         if source.kind() == io::ErrorKind::StorageFull {
-            let target = &self.partial.target;
+            let target = &self.partial.path;
             let free = target.parent().and_then(crate::free_bytes);
             return Error::NoSpace { path: target.clone(), needed: self.byte_len, free };
         }
-        Error::io(Operation::Write, &self.partial.target, source)
+        Error::io(Operation::Write, &self.partial.path, source)
     }
 }
 
@@ -160,7 +147,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<Sha256, Error> {
 pub struct AtomicDir {
     partial: Partial,
     // Held for its lock.
-    _dir: File,
+    _handle: File,
 }
 
 impl AtomicDir {
@@ -175,45 +162,66 @@ impl AtomicDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(Operation::CreateDir, path, e)),
         }
+        AtomicDir::replace(path)
+    }
+
+    /// The same, but what is under `path` stays until it is replaced by the sealed directory.
+    pub fn replace(path: &Path) -> Result<AtomicDir, Error> {
         let mut partial = Partial::new(path)?;
-        fs::create_dir_all(&partial.path).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
-        let dir = File::open(&partial.path).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
-        lock(&dir, path)?;
+        let temporary = partial.temporary.clone();
+        fs::create_dir_all(&temporary).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
+        let handle = File::open(&temporary).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
+        lock(&handle, path)?;
         partial.owned = true;
-        for entry in fs::read_dir(&partial.path).map_err(|e| Error::io(Operation::List, &partial.path, e))? {
-            let entry = entry.map_err(|e| Error::io(Operation::List, &partial.path, e))?;
+        for entry in fs::read_dir(&temporary).map_err(|e| Error::io(Operation::List, &temporary, e))? {
+            let entry = entry.map_err(|e| Error::io(Operation::List, &temporary, e))?;
             remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
         }
-        Ok(AtomicDir { partial, _dir: dir })
+        Ok(AtomicDir { partial, _handle: handle })
     }
 
     /// Where the files go until the directory is sealed.
+    pub fn contents(&self) -> &Path {
+        &self.partial.temporary
+    }
+
+    /// The final name.
     pub fn path(&self) -> &Path {
         &self.partial.path
     }
 
-    /// The final name.
-    pub fn target(&self) -> &Path {
-        &self.partial.target
-    }
-
     /// Gives the directory its final name. The files in it must have been flushed, as [`AtomicFile::seal`] does.
     pub fn seal(self) -> Result<(), Error> {
-        sync_dir(&self.partial.path)?;
-        self.partial.rename()
+        sync_dir(&self.partial.temporary)?;
+        let path = self.partial.path.clone();
+        let is_empty = fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none());
+        if is_empty {
+            return self.partial.rename();
+        }
+        // A directory that is not empty cannot be renamed over; it steps aside and goes when the new one is in place.
+        let mut aside = self.partial.temporary.clone().into_os_string();
+        aside.push("-replaced");
+        let aside = PathBuf::from(aside);
+        if aside.exists() {
+            remove(&aside).map_err(|e| Error::io(Operation::Remove, &aside, e))?;
+        }
+        fs::rename(&path, &aside).map_err(|e| Error::io(Operation::Rename, &aside, e))?;
+        self.partial.rename()?;
+        remove(&aside).map_err(|e| Error::io(Operation::Remove, &aside, e))
     }
 }
 
 impl std::fmt::Debug for AtomicDir {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AtomicDir").field("target", &self.partial.target).finish()
+        f.debug_struct("AtomicDir").field("path", &self.partial.path).finish()
     }
 }
 
 /// The temporary sibling of an output; removed when dropped before [`Partial::rename`].
 struct Partial {
-    target: PathBuf,
+    // The final name.
     path: PathBuf,
+    temporary: PathBuf,
     // Set once the lock is held: before that the path may be another process's.
     owned: bool,
 }
@@ -232,13 +240,13 @@ impl Partial {
         let mut partial = OsString::from(".");
         partial.push(name);
         partial.push(".mlpack-partial");
-        Ok(Partial { target: target.to_owned(), path: parent.join(partial), owned: false })
+        Ok(Partial { path: target.to_owned(), temporary: parent.join(partial), owned: false })
     }
 
     fn rename(mut self) -> Result<(), Error> {
-        fs::rename(&self.path, &self.target).map_err(|e| Error::io(Operation::Rename, &self.target, e))?;
+        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(Operation::Rename, &self.path, e))?;
         self.owned = false;
-        sync_dir(parent_of(&self.target))
+        sync_dir(parent_of(&self.path))
     }
 }
 
@@ -246,7 +254,7 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if self.owned {
             // Nothing can be told to anyone here; a leftover is taken over by the next run.
-            drop(remove(&self.path));
+            drop(remove(&self.temporary));
         }
     }
 }
@@ -372,14 +380,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         let out = AtomicDir::create(&path).unwrap();
-        write_atomic(&out.path().join("a"), b"a").unwrap();
+        write_atomic(&out.contents().join("a"), b"a").unwrap();
         assert!(!path.exists());
         drop(out);
         assert_eq!(names(dir.path()), [""; 0]);
         let out = AtomicDir::create(&path).unwrap();
-        write_atomic(&out.path().join("b"), b"b").unwrap();
+        write_atomic(&out.contents().join("b"), b"b").unwrap();
         out.seal().unwrap();
         assert_eq!(names(&path), ["b"]);
         assert!(matches!(AtomicDir::create(&path), Err(Error::NotEmpty { .. })));
+        let out = AtomicDir::replace(&path).unwrap();
+        write_atomic(&out.contents().join("c"), b"c").unwrap();
+        assert_eq!(names(&path), ["b"]);
+        out.seal().unwrap();
+        assert_eq!((names(&path), names(dir.path())), (vec!["c".to_owned()], vec!["out".to_owned()]));
     }
 }

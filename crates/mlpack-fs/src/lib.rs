@@ -1,6 +1,6 @@
 //! Files as mlpack needs them: atomic outputs, read-only maps, positioned writes that hash, bounded reads.
 //!
-//! The nouns are [`MappedFile`] (an input), [`AtomicFile`] and [`AtomicDir`] (outputs that are whole or absent),
+//! The nouns are [`MappedFile`] (an input) and [`InputHasher`] (its digest on the way), [`AtomicFile`] and [`AtomicDir`] (outputs that are whole or absent),
 //! [`Sha256`] (a digest), [`Error`] (an I/O error that knows its path) and [`ErrorKind`] (whose fault an error is;
 //! every error of the workspace answers `kind()`).
 //!
@@ -25,6 +25,7 @@
 mod atomic;
 mod digest;
 mod error;
+mod hash;
 mod map;
 mod read;
 mod space;
@@ -32,6 +33,7 @@ mod space;
 pub use atomic::{AtomicDir, AtomicFile, write_atomic};
 pub use digest::{ParseDigestError, Sha256, hash_file};
 pub use error::{Error, ErrorKind, Operation};
+pub use hash::InputHasher;
 pub use map::MappedFile;
 pub use read::{BoundedReader, ReadError, read_bounded, read_to_string_bounded};
 pub use space::free_bytes;

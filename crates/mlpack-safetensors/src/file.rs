@@ -89,9 +89,9 @@ impl SafetensorsFile {
         &self.map.bytes()[entry.range.start as usize..entry.range.end as usize]
     }
 
-    /// Gives back the pages of a range of the file that nobody needs for now.
-    pub fn release(&self, range: Range<u64>) {
-        self.map.release(range.start as usize..range.end as usize);
+    /// The mapped file, for hashing it while its tensors are used.
+    pub fn map(&self) -> &MappedFile {
+        &self.map
     }
 }
 

@@ -1,2 +1,46 @@
-//! mlpack.
-fn main() {}
+//! `mlpack`: from a finished training run to published, traceable model artifacts.
+//!
+//! Parse, call, show, exit. The work is in the libraries; this crate alone prints, and alone knows exit codes.
+
+mod cli;
+mod commands;
+mod exit;
+mod inputs;
+mod lineage;
+mod show;
+
+use clap::Parser as _;
+use cli::{Cli, Command};
+use exit::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(show::panic_message));
+    let outcome = std::panic::catch_unwind(|| {
+        let cli = Cli::parse();
+        run(cli)
+    });
+    match outcome {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(error)) => {
+            show::error(&error);
+            exit::of(&error).into()
+        }
+        // The hook has said what and where.
+        Err(_) => Exit::Internal.into(),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let out = show::Show::new(cli.json, cli.quiet);
+    match cli.command {
+        Command::Release(args) => commands::release(&args, &out),
+        Command::Merge(args) => commands::merge(&args, &out),
+        Command::Convert(args) => commands::convert(&args, &out),
+        Command::Check(args) => commands::check(&args, &out),
+        Command::Publish(args) => commands::publish(&args, &out),
+        Command::Trace(args) => commands::trace(&args, &out),
+        Command::Archs(args) => commands::archs(&args, &out),
+        Command::Completions { shell } => commands::completions(shell),
+    }
+}

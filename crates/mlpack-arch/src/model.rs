@@ -1,0 +1,191 @@
+//! A model directory: its config, its family, and the metadata of the GGUF file that it becomes.
+
+use crate::extra::llama3_rope_freqs;
+use crate::family::{Class, ExtraKind};
+use crate::tokenizer::{self, TokenizerRequest};
+use crate::{Config, Error, ExtraTensor, Families, Family, ParameterCount, general, json, parameters, pooling};
+use mlpack_tensor::Metadata;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A model directory whose architecture is known.
+#[derive(Clone, Debug)]
+pub struct Model {
+    dir: PathBuf,
+    config: Config,
+    family: Arc<Family>,
+    class: Class,
+}
+
+/// What the metadata of a GGUF file depends on besides the model directory.
+#[derive(Clone, Copy, Debug)]
+pub struct MetadataRequest<'a> {
+    /// The name that the converter would find as the name of the directory.
+    pub name: &'a str,
+    /// The value of `general.file_type` (llama.cpp's `LlamaFileType`).
+    pub file_type: u32,
+    /// The parameters of the tensors that are written.
+    pub parameters: ParameterCount,
+    /// A pre-tokenizer name that the user insists on.
+    pub pre: Option<&'a str>,
+    /// Whether the model card describes the weights that are written; the base's card does not once an adapter is merged.
+    pub card: bool,
+}
+
+/// The metadata of a GGUF file and where it comes from.
+#[derive(Clone, Debug)]
+pub struct ModelMetadata {
+    /// The keys, in the converter's order.
+    pub entries: Metadata,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// The files that were read, config.json first.
+    pub files: Vec<PathBuf>,
+}
+
+/// Fields of configs that hold another model's config, and fields that only other kinds of models have.
+const UNSUPPORTED_FIELDS: &[(&str, &str)] = &[
+    ("text_config", "a model of several parts, such as a vision model, is not handled"),
+    ("llm_config", "a model of several parts, such as a vision model, is not handled"),
+    ("lm_config", "a model of several parts, such as a vision model, is not handled"),
+    ("thinker_config", "a model of several parts, such as a vision model, is not handled"),
+    ("language_config", "a model of several parts, such as a vision model, is not handled"),
+    ("lfm", "a model of several parts, such as a vision model, is not handled"),
+    ("configuration_files", "a config per library version is not handled"),
+    ("transformer_layer_config", "a draft model for speculative decoding is not handled"),
+    ("draft_vocab_size", "a draft model for speculative decoding is not handled"),
+];
+
+impl Model {
+    /// Opens a model directory: reads its config.json and finds its family.
+    ///
+    /// # Errors
+    /// When the config cannot be read, and when the model is one that mlpack does not handle: an unknown architecture,
+    /// a quantized checkpoint, a model of several parts, Mistral's own file layout.
+    pub fn open(dir: &Path, families: &Families) -> Result<Model, Error> {
+        let config = Config::open(dir)?;
+        for &(field, what) in UNSUPPORTED_FIELDS {
+            if config.raw().get(field).is_some_and(json::is_truthy) {
+                return Err(Error::UnsupportedConfig { path: config.path().to_owned(), field, what });
+            }
+        }
+        refuse_quantized(dir, &config)?;
+        let class = config.class()?;
+        let Some(family) = families.find_shared(class) else {
+            return Err(Error::UnknownArchitecture {
+                path: config.path().to_owned(),
+                class: class.to_owned(),
+                nearest: families.nearest_classes(class),
+            });
+        };
+        let class = family.classes.get(class).cloned().unwrap_or_default();
+        let config = config.complete(families)?;
+        Ok(Model { dir: dir.to_owned(), family: family.clone(), class, config })
+    }
+
+    /// The model directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The config, completed with defaults.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The value of `general.architecture`.
+    pub fn arch(&self) -> &str {
+        self.family.arch()
+    }
+
+    /// The description that the model is converted by.
+    pub fn family(&self) -> &Family {
+        &self.family
+    }
+
+    pub(crate) fn class(&self) -> &Class {
+        &self.class
+    }
+
+    /// The tensors that are made from the config; they come first in the file.
+    ///
+    /// # Errors
+    /// When a config field that one is made from is missing or wrong.
+    pub fn extra_tensors(&self) -> Result<Vec<ExtraTensor>, Error> {
+        let mut tensors = Vec::new();
+        for kind in &self.family.extra_tensors {
+            match kind {
+                ExtraKind::Llama3RopeFreqs => tensors.extend(llama3_rope_freqs(&self.config)?),
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// The complete metadata, as `convert_hf_to_gguf.py` of llama.cpp b11434 writes it.
+    ///
+    /// # Errors
+    /// When config.json, generation_config.json, the model card or the tokenizer cannot be used.
+    pub fn gguf_metadata(&self, request: &MetadataRequest<'_>) -> Result<ModelMetadata, Error> {
+        let mut files = vec![self.config.path().to_owned()];
+        let mut entries = self.metadata_before_tokenizer(request, &mut files)?;
+        let tokenizer = tokenizer::read(&TokenizerRequest {
+            dir: &self.dir,
+            config: self.config.value(),
+            reader: self.family.tokenizer,
+            pre: request.pre,
+        })?;
+        entries.extend(tokenizer.metadata.iter().map(|(key, value)| (key.to_owned(), value.clone())));
+        for file in tokenizer.files {
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        let warnings = self.config.warnings().iter().cloned().chain(tokenizer.warnings).collect();
+        Ok(ModelMetadata { entries, warnings, files })
+    }
+
+    /// `general.architecture` to `general.quantization_version`.
+    fn metadata_before_tokenizer(
+        &self,
+        request: &MetadataRequest<'_>,
+        files: &mut Vec<PathBuf>,
+    ) -> Result<Metadata, Error> {
+        /// `GGML_QNT_VERSION`.
+        const QUANTIZATION_VERSION: u32 = 2;
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", self.arch().into());
+        let config = (self.config.path(), self.config.raw());
+        general::append(&mut metadata, &self.dir, config, request, files)?;
+        parameters::append(&mut metadata, &self.family, &self.config, request.file_type)?;
+        if self.family.pooling {
+            pooling::append(&mut metadata, self, files)?;
+        }
+        metadata.set("general.quantization_version", QUANTIZATION_VERSION.into());
+        Ok(metadata)
+    }
+}
+
+fn refuse_quantized(dir: &Path, config: &Config) -> Result<(), Error> {
+    let method = |value: Option<&Value>| match value {
+        Some(Value::String(method)) => method.clone(),
+        _ => "not named".to_owned(),
+    };
+    match config.raw().get("quantization_config") {
+        None | Some(Value::Null) => {}
+        Some(given) => {
+            let path = config.path().to_owned();
+            return Err(Error::Quantized { path, method: method(given.get("quant_method")) });
+        }
+    }
+    let path = dir.join("hf_quant_config.json");
+    if path.is_file() {
+        let given = json::read_object(&path)?;
+        let method = method(given.get("quantization").and_then(|q| q.get("quant_algo")));
+        return Err(Error::Quantized { path, method });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! Execute and seal: run a plan in row slabs on all cores.
+//!
+//! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads go
+//! through the source from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
+
+use crate::slab::{Slab, Work};
+use crate::{Error, Input, Plan, Source, Step};
+use mlpack_fs::{AtomicFile, InputHasher, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What a run may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Resources {
+    /// Bytes for slabs of all workers together.
+    pub memory: u64,
+    /// Worker threads; 0 for one for each core.
+    pub threads: usize,
+}
+
+impl Default for Resources {
+    fn default() -> Resources {
+        Resources { memory: 256 << 20, threads: 0 }
+    }
+}
+
+/// A file that has its final name, or one that was read whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its digest.
+    pub sha256: Sha256,
+    /// Its length.
+    pub byte_len: u64,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The outputs, in the plan's order.
+    pub outputs: Vec<SealedFile>,
+    /// The checkpoint's shards, hashed while they were read.
+    pub inputs: Vec<SealedFile>,
+}
+
+/// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
+/// small enough that a slab stays in the caches.
+const SLAB_ELEMENTS: u64 = 1 << 18;
+
+/// Bytes that a slab needs for each element on its way: float64 sum and product, float32, merged, gathered and encoded
+/// bytes.
+const BYTES_PER_ELEMENT: u64 = 8 + 8 + 4 + 4 + 4 + 4;
+
+/// Runs a plan: writes every output into `dir` and gives all of them their final names at the end. `progress` is told the
+/// number of source bytes done, from any thread.
+///
+/// # Errors
+/// The problem of the earliest slab that had one; no output is left under its final name.
+pub fn execute(
+    source: &Source,
+    plan: &Plan,
+    dir: &Path,
+    resources: &Resources,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Done, Error> {
+    let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
+    let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
+    let files = create(plan, dir)?;
+    let hashers: Vec<InputHasher<'_>> =
+        source.checkpoint.shards().iter().map(|shard| InputHasher::new(shard.map())).collect();
+    run(source, plan, &files, &hashers, &slabs, workers, progress)?;
+    seal(source, files, hashers)
+}
+
+/// Cuts the steps into slabs, in source order, and counts the workers that the budget allows.
+fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec<Slab>, usize), Error> {
+    let mut slabs = Vec::new();
+    let mut largest = 0;
+    for (i, step) in plan.steps.iter().enumerate() {
+        let group = step.transform.row_group(step.rows).max(1);
+        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT);
+        let fixed = delta_byte_len(source, step);
+        let needed = fixed.saturating_add(per_row.saturating_mul(group));
+        if needed > memory {
+            return Err(Error::Budget { tensor: name(source, step), needed, budget: memory });
+        }
+        let share = memory / threads.max(1) as u64;
+        let by_budget = share.saturating_sub(fixed) / per_row.max(1);
+        let by_size = SLAB_ELEMENTS / step.row_len.max(1);
+        let rows = (by_budget.min(by_size) / group * group).max(group);
+        largest = largest.max(fixed + rows * per_row);
+        let mut start = 0;
+        while start < step.rows {
+            let end = step.rows.min(start + rows);
+            slabs.push(Slab { step: i, rows: start..end });
+            start = end;
+        }
+    }
+    let workers = threads.min((memory / largest.max(1)) as usize).max(1);
+    Ok((slabs, workers))
+}
+
+/// Bytes that a slab needs for the factors of its deltas, whatever its rows: A in float64.
+fn delta_byte_len(source: &Source, step: &Step) -> u64 {
+    let Input::Checkpoint(position) = step.input else { return 0 };
+    let ranks = source.overlay.changes(position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
+    ranks.max().unwrap_or(0).saturating_mul(step.row_len).saturating_mul(8)
+}
+
+fn name(source: &Source, step: &Step) -> String {
+    match step.input {
+        Input::Checkpoint(position) => source.checkpoint.tensors()[position].name.clone(),
+        Input::Computed(_) => String::new(),
+    }
+}
+
+/// Reserves every output and writes what does not come from a tensor: preambles and the zeros between tensors.
+fn create(plan: &Plan, dir: &Path) -> Result<Vec<AtomicFile>, Error> {
+    let mut files = Vec::with_capacity(plan.outputs.len());
+    for output in &plan.outputs {
+        let file = AtomicFile::create(&dir.join(&output.file_name), output.byte_len)?;
+        file.write_at(0, &output.preamble)?;
+        for tensor in &output.tensors {
+            file.write_at(tensor.range.end, &vec![0; (tensor.padded_end - tensor.range.end) as usize])?;
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+fn run(
+    source: &Source,
+    plan: &Plan,
+    files: &[AtomicFile],
+    hashers: &[InputHasher<'_>],
+    slabs: &[Slab],
+    workers: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(workers)
+        .thread_name(|i| format!("mlpack-{i}"))
+        .build()
+        .map_err(|e| Error::Threads { threads: workers, reason: e.to_string() })?;
+    let work = Work { source, plan, files };
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    // A worker takes slabs in a loop rather than from the pool's queue: it never starts a second one while it waits
+    // within the first, so the number of slabs in memory is the number of workers.
+    pool.broadcast(|_| {
+        while !stop.load(Ordering::Relaxed) {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(slab) = slabs.get(i) else { break };
+            match work.run(slab) {
+                Ok(()) => progress(used(source, &plan.steps[slab.step], slab, hashers)),
+                Err(error) => {
+                    stop.store(true, Ordering::Relaxed);
+                    let mut failed = failed.lock().expect("no thread panics holding the lock");
+                    if failed.as_ref().is_none_or(|(earliest, _)| i < *earliest) {
+                        *failed = Some((i, error));
+                    }
+                }
+            }
+        }
+    });
+    match failed.into_inner().expect("no thread panics holding the lock") {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Hands the source bytes of a finished slab to the hash of their file; returns their number.
+fn used(source: &Source, step: &Step, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
+    let Input::Checkpoint(position) = step.input else { return 0 };
+    let tensor = &source.checkpoint.tensors()[position];
+    let row_byte_len = step.row_len * tensor.dtype.byte_size();
+    let start = source.checkpoint.entry(tensor).range.start;
+    let range = start + slab.rows.start * row_byte_len..start + slab.rows.end * row_byte_len;
+    let byte_len = range.end - range.start;
+    hashers[tensor.shard].used(range);
+    byte_len
+}
+
+/// Finishes the digests, and gives the outputs their final names.
+fn seal(source: &Source, files: Vec<AtomicFile>, hashers: Vec<InputHasher<'_>>) -> Result<Done, Error> {
+    let inputs = hashers
+        .into_iter()
+        .zip(source.checkpoint.shards())
+        .map(|(hasher, shard)| SealedFile {
+            path: shard.path().to_owned(),
+            sha256: hasher.finish(),
+            byte_len: shard.byte_len(),
+        })
+        .collect();
+    // All of them are on the disk before the first has its final name.
+    files.iter().try_for_each(|file| file.flush().map(drop))?;
+    let mut outputs = Vec::with_capacity(files.len());
+    for file in files {
+        let (path, byte_len) = (file.path().to_owned(), file.byte_len());
+        outputs.push(SealedFile { path, sha256: file.seal()?, byte_len });
+    }
+    Ok(Done { outputs, inputs })
+}

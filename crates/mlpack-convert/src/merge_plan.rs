@@ -1,0 +1,71 @@
+//! Planning a merged checkpoint: the base's shards with the base's headers, and the merged values in them.
+
+use crate::carry::carry;
+use crate::{
+    Done, Error, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute,
+};
+use mlpack_arch::Transform;
+use mlpack_fs::AtomicDir;
+
+/// Plans the shards of the merged checkpoint. A LoRA delta keeps dtype and shape, so every shard keeps its header and
+/// every tensor its place.
+pub fn plan_merge(source: &Source) -> Result<Plan, Error> {
+    if source.overlay.adapters().is_empty() {
+        return Err(Error::NoAdapter);
+    }
+    let checkpoint = &source.checkpoint;
+    let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
+    for shard in checkpoint.shards() {
+        let file_name = shard.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        plan.outputs.push(Output {
+            file_name,
+            variant: None,
+            preamble: shard.preamble().to_vec(),
+            tensors: Vec::new(),
+            byte_len: shard.byte_len(),
+        });
+    }
+    for (position, tensor) in checkpoint.tensors().iter().enumerate() {
+        let output = &mut plan.outputs[tensor.shard];
+        let range = checkpoint.entry(tensor).range.clone();
+        let target = Target { output: tensor.shard, tensor: output.tensors.len() };
+        output.tensors.push(OutputTensor {
+            name: tensor.name.clone(),
+            source: Some(tensor.name.clone()),
+            stored: Stored::Safetensors(tensor.dtype),
+            instead_of: None,
+            shape: tensor.shape.clone(),
+            padded_end: range.end,
+            range,
+        });
+        plan.steps.push(Step {
+            input: Input::Checkpoint(position),
+            rows: tensor.shape.row_count().unwrap_or(0),
+            row_len: tensor.shape.row_len(),
+            transform: Transform::Copy,
+            targets: vec![target],
+        });
+    }
+    Ok(plan)
+}
+
+/// Executes a merge plan into a directory that appears when it is complete: shards, index, config and tokenizer files.
+/// The carried files are among the outputs, after the shards.
+pub fn merge(
+    source: &Source,
+    plan: &Plan,
+    out: AtomicDir,
+    resources: &Resources,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Done, Error> {
+    let mut done = execute(source, plan, out.contents(), resources, progress)?;
+    done.outputs.extend(carry(source.checkpoint.dir(), out.contents())?);
+    let dir = out.path().to_owned();
+    out.seal()?;
+    for SealedFile { path, .. } in &mut done.outputs {
+        if let Some(name) = path.file_name() {
+            *path = dir.join(name);
+        }
+    }
+    Ok(done)
+}

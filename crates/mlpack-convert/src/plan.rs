@@ -1,0 +1,141 @@
+//! Plan: what is written where, from headers alone.
+//!
+//! ```text
+//!   Step 0   input  model.embed_tokens.weight   rows x row_len, row order
+//!            └─ targets: output 0 tensor 0, output 1 tensor 1, …       one read, many writes
+//!   Step 1   …
+//!   Output 0 NAME-F16.gguf      preamble | tensor 0 | padding | tensor 1 | …
+//!   Output 1 NAME-Q4_K_M.gguf   preamble | tensor 0 | …               its own order and types
+//! ```
+
+use mlpack_arch::Transform;
+use mlpack_fs::Sha256;
+use mlpack_tensor::{Dtype, GgmlType, Shape};
+use std::ops::Range;
+use std::path::PathBuf;
+
+/// Every output of one run, with the place of every byte.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The files to write.
+    pub outputs: Vec<Output>,
+    /// The work, in source order.
+    pub steps: Vec<Step>,
+    /// Source tensors that are in no output, each with the reason.
+    pub dropped: Vec<(String, &'static str)>,
+    /// What a person should know before relying on the result.
+    pub warnings: Vec<String>,
+    /// Config, tokenizer and model card files that decided names and metadata.
+    pub described_by: Vec<PathBuf>,
+}
+
+/// One file to write.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Its name within the output directory.
+    pub file_name: String,
+    /// The variant, for a GGUF file.
+    pub variant: Option<&'static str>,
+    /// Everything before the first tensor.
+    pub preamble: Vec<u8>,
+    /// The tensors in file order.
+    pub tensors: Vec<OutputTensor>,
+    /// The length of the file.
+    pub byte_len: u64,
+}
+
+/// One tensor of an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputTensor {
+    /// Its name in the output.
+    pub name: String,
+    /// The source tensor; `None` for a tensor computed from the config.
+    pub source: Option<String>,
+    /// How its elements are stored.
+    pub stored: Stored,
+    /// The type that the variant's mixture wanted, where the row length did not allow it.
+    pub instead_of: Option<GgmlType>,
+    /// Its shape, outermost dimension first.
+    pub shape: Shape,
+    /// Its bytes, as offsets into the file.
+    pub range: Range<u64>,
+    /// Where the zeros after it end.
+    pub padded_end: u64,
+}
+
+/// How elements are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As safetensors stores them, in the source's dtype.
+    Safetensors(Dtype),
+    /// As ggml stores them.
+    Ggml(GgmlType),
+}
+
+impl Stored {
+    /// The name of the type in its format.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stored::Safetensors(dtype) => dtype.name(),
+            Stored::Ggml(ty) => ty.name(),
+        }
+    }
+}
+
+/// One tensor on its way from the source to every output.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Where the values come from.
+    pub input: Input,
+    /// The number of rows.
+    pub rows: u64,
+    /// Elements of a row.
+    pub row_len: u64,
+    /// The order in which source rows appear in the output.
+    pub transform: Transform,
+    /// Where the values go.
+    pub targets: Vec<Target>,
+}
+
+/// Where the values of a step come from.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A tensor of the checkpoint, by position, with its adapters' deltas.
+    Checkpoint(usize),
+    /// Values computed from the config.
+    Computed(Vec<f32>),
+}
+
+/// One place that a step writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The output, as an index into [`Plan::outputs`].
+    pub output: usize,
+    /// The tensor, as an index into [`Output::tensors`].
+    pub tensor: usize,
+}
+
+impl Plan {
+    /// A digest of everything that decides the bytes' places and types: names, types, shapes, offsets, headers.
+    pub fn digest(&self) -> Sha256 {
+        let mut text = String::new();
+        for output in &self.outputs {
+            text.push_str(&format!(
+                "output {:?} {} {}\n",
+                output.file_name,
+                output.byte_len,
+                Sha256::of(&output.preamble)
+            ));
+            for t in &output.tensors {
+                let source = t.source.as_deref().unwrap_or_default();
+                text.push_str(&format!("{:?} {source:?} {} {} {:?}\n", t.name, t.stored.name(), t.shape, t.range));
+            }
+        }
+        Sha256::of(text.as_bytes())
+    }
+
+    /// Bytes of all outputs together.
+    pub fn byte_len(&self) -> u64 {
+        self.outputs.iter().map(|o| o.byte_len).sum()
+    }
+}

@@ -1,0 +1,49 @@
+//! Media types and annotation keys, with the documents that define them.
+
+use oci_spec::image::MediaType;
+
+/// OCI image-spec v1.1, `manifest.md`.
+pub const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// OCI image-spec v1.1, `image-index.md`.
+pub const IMAGE_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// ModelPack model-spec (d78bf32, 2026-06-08), `docs/spec.md`: the manifest's `artifactType`.
+pub const MODEL_MANIFEST: &str = "application/vnd.cncf.model.manifest.v1+json";
+/// ModelPack, `docs/config.md`: the config blob.
+pub const MODEL_CONFIG: &str = "application/vnd.cncf.model.config.v1+json";
+/// ModelPack: an unarchived weights file.
+pub const WEIGHT_RAW: &str = "application/vnd.cncf.model.weight.v1.raw";
+/// ModelPack: an unarchived configuration file of the weights (tokenizer.json, config.json, Modelfile).
+pub const WEIGHT_CONFIG_RAW: &str = "application/vnd.cncf.model.weight.config.v1.raw";
+/// ModelPack: an unarchived document (README, LICENSE, provenance statements).
+pub const DOC_RAW: &str = "application/vnd.cncf.model.doc.v1.raw";
+/// ModelPack: an unarchived code file.
+pub const CODE_RAW: &str = "application/vnd.cncf.model.code.v1.raw";
+
+/// ModelPack `docs/annotations.md`: the path of a layer's file inside the model, with `/` between components.
+pub const FILEPATH: &str = "org.cncf.model.filepath";
+/// ModelPack `docs/annotations.md`: "true" when a layer's media type was inferred from the file name alone.
+pub const MEDIATYPE_UNTESTED: &str = "org.cncf.model.file.mediatype.untested";
+/// OCI image-spec `annotations.md`: the title; on a layer, the file name that generic clients give it.
+pub const TITLE: &str = "org.opencontainers.image.title";
+/// OCI image-spec `annotations.md`: the licences as an SPDX expression.
+pub const LICENSES: &str = "org.opencontainers.image.licenses";
+/// OCI image-spec `image-layout.md`: the tag of an entry of `index.json`.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// On a manifest and on its entry in a variant index: gguf, safetensors or onnx.
+///
+/// ModelPack has no vocabulary for variants; the prefix is ours and is not a domain, because the domain of that name
+/// belongs to another project.
+pub const FORMAT: &str = "vnd.mlpack.format";
+/// On the same: the variant's label, such as `Q4_K_M`.
+pub const VARIANT: &str = "vnd.mlpack.variant";
+/// On the same: the bytes of all weight layers, in decimal.
+pub const WEIGHT_SIZE: &str = "vnd.mlpack.weight.size";
+/// On the same: the digest of the weight layer, where there is exactly one.
+pub const WEIGHT_DIGEST: &str = "vnd.mlpack.weight.digest";
+
+/// The `oci-spec` value of one of the media types above.
+pub(crate) fn media_type(name: &str) -> MediaType {
+    MediaType::from(name)
+}

@@ -1,0 +1,122 @@
+//! `mlpack check`
+
+use super::convert::type_counts;
+use crate::cli::{CheckArgs, Format};
+use crate::exit::Exit;
+use crate::inputs;
+use crate::show::{Show, bytes, table};
+use mlpack_convert::{GgufRequest, Output, Plan, Source, open_model, plan_gguf};
+use mlpack_tensor::Escaped;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Shows what `convert` would write, from headers alone.
+pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
+    let Format::Gguf = args.target.format;
+    let adapters = inputs::adapters(&args.source)?;
+    let variants = inputs::variants(&args.target.quant)?;
+    let name = inputs::output_name(&args.target, &args.source, &adapters)?;
+    let families = inputs::families(&args.target.arch_file)?;
+    let source = Source::open(&args.source.model, &adapters)?;
+    let model = open_model(&source, &families)?;
+    let request = GgufRequest { name: &name, variants: &variants, pre: args.target.pre.as_deref() };
+    let plan = plan_gguf(&source, &model, &request)?;
+    out.warnings(&plan.warnings);
+    let free = mlpack_fs::free_bytes(&args.output);
+    out.result(&text(args, &source, model.arch(), &plan, free), &value(&source, model.arch(), &plan, free));
+    if let Some(free) = free.filter(|free| *free < plan.byte_len()) {
+        let path = args.output.join(&plan.outputs[0].file_name);
+        return Err(mlpack_fs::Error::NoSpace { path, needed: plan.byte_len(), free: Some(free) }.into());
+    }
+    Ok(Exit::Done)
+}
+
+fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option<u64>) -> String {
+    let mut text = format!(
+        "model     {} ({arch}, {} tensors in {} files)\n",
+        args.source.model.display(),
+        source.checkpoint.tensors().len(),
+        source.checkpoint.shards().len()
+    );
+    for (adapter, weight) in source.overlay.adapters() {
+        text.push_str(&format!(
+            "adapter   {} (weight {weight}, rank {}, {} pairs, all matched)\n",
+            adapter.dir().display(),
+            adapter.config().rank,
+            adapter.pairs().len()
+        ));
+    }
+    text.push_str(&format!("plan      sha256 {}\n\n", plan.digest()));
+    let rows = plan.outputs.iter().map(|output| {
+        let types: Vec<String> = type_counts(output).into_iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+        [output.file_name.clone(), bytes(output.byte_len), types.join(", ")]
+    });
+    text.push_str(&table(["file", "size", "tensors"], rows));
+    let free = free.map_or("unknown".to_owned(), bytes);
+    text.push_str(&format!("\nneeds {} in `{}`; free {free}\n", bytes(plan.byte_len()), show_dir(&args.output)));
+    for (name, reason) in &plan.dropped {
+        text.push_str(&format!("left out: {} ({reason})\n", Escaped(name)));
+    }
+    for output in &plan.outputs {
+        let fallbacks: Vec<&str> =
+            output.tensors.iter().filter(|t| t.instead_of.is_some()).map(|t| t.name.as_str()).collect();
+        if !fallbacks.is_empty() {
+            text.push_str(&format!(
+                "{}: {} tensors have rows that their type cannot hold and take another type\n",
+                output.file_name,
+                fallbacks.len()
+            ));
+        }
+        if args.tensors {
+            text.push_str(&tensors(output));
+        }
+    }
+    text
+}
+
+fn show_dir(dir: &Path) -> String {
+    dir.display().to_string()
+}
+
+fn tensors(output: &Output) -> String {
+    let rows = output.tensors.iter().map(|t| {
+        let stored = match t.instead_of {
+            Some(wanted) => format!("{} (for {wanted})", t.stored.name()),
+            None => t.stored.name().to_owned(),
+        };
+        let source = t.source.as_deref().unwrap_or("computed from config.json");
+        [t.range.start.to_string(), stored, t.shape.to_string(), t.name.clone(), Escaped(source).to_string()]
+    });
+    format!("\n{}\n{}", output.file_name, table(["offset", "type", "shape", "tensor", "from"], rows))
+}
+
+fn value(source: &Source, arch: &str, plan: &Plan, free: Option<u64>) -> Value {
+    let outputs: Vec<_> = plan.outputs.iter().map(output_value).collect();
+    let dropped: Vec<_> = plan.dropped.iter().map(|(name, reason)| json!({"tensor": name, "reason": reason})).collect();
+    json!({
+        "schema": "mlpack.check/v1",
+        "arch": arch,
+        "tensors": source.checkpoint.tensors().len(),
+        "changed": source.overlay.changed().count(),
+        "plan": plan.digest().to_string(),
+        "bytes": plan.byte_len(),
+        "free": free,
+        "outputs": outputs,
+        "dropped": dropped,
+        "warnings": plan.warnings,
+    })
+}
+
+fn output_value(output: &Output) -> Value {
+    let tensors: Vec<_> = output
+        .tensors
+        .iter()
+        .map(|t| {
+            json!({
+                "name": t.name, "from": t.source, "type": t.stored.name(), "instead_of": t.instead_of.map(|ty| ty.name()),
+                "shape": t.shape.dims(), "offset": t.range.start, "bytes": t.range.end - t.range.start,
+            })
+        })
+        .collect();
+    json!({"file": output.file_name, "quant": output.variant, "bytes": output.byte_len, "tensors": tensors})
+}

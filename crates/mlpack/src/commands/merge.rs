@@ -1,0 +1,60 @@
+//! `mlpack merge`
+
+use crate::cli::MergeArgs;
+use crate::exit::Exit;
+use crate::show::{Show, bytes, table};
+use crate::{inputs, lineage};
+use mlpack_convert::{Resources, SealedFile, Source, plan_merge};
+use mlpack_fs::AtomicDir;
+use mlpack_provenance::{FoundRun, RunSource, Step, StepKind, Store};
+use serde_json::{Map, json};
+use std::path::Path;
+
+/// Merges adapters into a base checkpoint.
+pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
+    let adapters = inputs::adapters(&args.source)?;
+    let resources = inputs::resources(&args.resources)?;
+    let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
+    let source = Source::open(&args.source.model, &adapters)?;
+    let runs = lineage::runs(&adapters, run.as_ref(), None)?;
+    let files = merge_into(&source, &runs, AtomicDir::create(&args.output)?, &resources, out)?;
+    let rows = files.iter().map(|f| [f.path.display().to_string(), bytes(f.byte_len), f.sha256.to_string()]);
+    let list: Vec<_> =
+        files.iter().map(|f| json!({"path": f.path, "bytes": f.byte_len, "sha256": f.sha256.to_string()})).collect();
+    let value =
+        json!({"schema": "mlpack.merge/v1", "directory": args.output, "files": list, "warnings": source.warnings});
+    out.result(&table(["file", "size", "sha256"], rows), &value);
+    Ok(Exit::Done)
+}
+
+/// Merges, and records the step; shared with `release`.
+pub fn merge_into(
+    source: &Source,
+    runs: &[FoundRun],
+    dir: AtomicDir,
+    resources: &Resources,
+    out: &Show,
+) -> anyhow::Result<Vec<SealedFile>> {
+    let path = dir.path().to_owned();
+    let plan = plan_merge(source)?;
+    out.warnings(&plan.warnings);
+    out.step(&format!(
+        "merging {} of {} tensors into {}",
+        source.overlay.changed().count(),
+        source.checkpoint.tensors().len(),
+        path.display()
+    ));
+    let bar = out.progress(plan.byte_len());
+    let done = mlpack_convert::merge(source, &plan, dir, resources, &|n| bar.inc(n))?;
+    bar.finish_and_clear();
+    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
+    let carried = mlpack_convert::carried_files(source.checkpoint.dir())?;
+    let index = source.checkpoint.index();
+    let described_by: Vec<_> = carried.into_iter().filter(|p| Some(p.as_path()) != index).collect();
+    let dependencies = lineage::dependencies(source, &done, &described_by, runs, &store)?;
+    let mut step = Step::new(StepKind::Merge, Map::new(), dependencies);
+    step.outputs = lineage::directory(&path, &done.outputs);
+    store.record(&step)?;
+    store.write_sidecar(&step.outputs[0])?;
+    Ok(done.outputs)
+}

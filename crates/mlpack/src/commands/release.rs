@@ -1,0 +1,112 @@
+//! `mlpack release`: everything that `mlpack.toml` declares.
+
+use super::modelfile::Settings;
+use super::{convert::convert_into, merge::merge_into, publish, trace};
+use crate::cli::ReleaseArgs;
+use crate::exit::Exit;
+use crate::show::{Show, bytes, table};
+use crate::{inputs, lineage};
+use config::Config;
+use mlpack_convert::{GgufRequest, SealedFile, Source};
+use mlpack_fs::AtomicDir;
+use mlpack_oci::Parameter;
+use mlpack_provenance::{RunSource, TraceOptions};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+mod config;
+
+pub use config::ConfigError;
+
+/// Does everything that a release file declares.
+pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
+    let config = Config::open(&args.file)?;
+    // All that can be wrong with the declaration is found before the first byte is written.
+    let variants = inputs::variants(&config.gguf.quant)?;
+    let families = inputs::families(&config.paths(&config.gguf.arch_file))?;
+    let settings = settings(&config)?;
+    let resources = inputs::resources(&args.resources)?;
+    let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
+    let target = config.publish.as_ref().map(|p| publish::layout_reference(&p.to)).transpose()?;
+    let run = config.run.as_deref().map(|text| RunSource::parse(text, config.folder())).transpose()?;
+    let adapters: Vec<(PathBuf, f64)> = config.adapter.iter().map(|a| (config.path(&a.path), a.weight)).collect();
+    let source = Source::open(&config.path(&config.base), &adapters)?;
+    let dataset = config.dataset.as_deref().map(|path| config.path(path));
+    let runs = lineage::runs(&adapters, run.as_ref(), dataset.as_deref())?;
+
+    if let Some(merge) = &config.merge {
+        // A merged checkpoint of an earlier run has its claims beside it and is replaced; anything else is not touched.
+        let path = dir.join(&merge.output);
+        let ours = mlpack_provenance::sidecar_path(&path).is_file();
+        let merged = if ours { AtomicDir::replace(&path)? } else { AtomicDir::create(&path)? };
+        merge_into(&source, &runs, merged, &resources, out)?;
+    }
+    let request = GgufRequest { name: &config.name, variants: &variants, pre: config.gguf.pre.as_deref() };
+    let (_, files) = convert_into(&source, &families, &request, &runs, &dir, &resources, out)?;
+    let mut manifests = Vec::new();
+    let mut text = table(["file", "size", "sha256"], files.iter().map(row));
+    if let Some((layout, tag)) = target {
+        let layout = if layout.is_absolute() { layout } else { dir.join(layout) };
+        let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
+        let digests: BTreeMap<_, _> = files.iter().map(|f| (f.path.clone(), f.sha256)).collect();
+        let licenses = config.paths(&config.modelfile.license);
+        let published = publish::publish_into(&paths, &layout, &tag, &settings, &licenses, &digests, out)?;
+        let (published_text, value) = publish::report(&layout, &published);
+        text.push('\n');
+        text.push_str(&published_text);
+        manifests.push(value);
+    }
+    let mut holds = true;
+    let mut traces = Vec::new();
+    for file in &files {
+        let traced = mlpack_provenance::trace(&file.path, &TraceOptions::default())?;
+        holds &= traced.holds();
+        traces.push(traced);
+    }
+    // The variants have the same origin; one tree shows it.
+    if let Some(last) = traces.last() {
+        text.push('\n');
+        text.push_str(&trace::text(last));
+    }
+    let list: Vec<_> =
+        files.iter().map(|f| json!({"path": f.path, "bytes": f.byte_len, "sha256": f.sha256.to_string()})).collect();
+    let value = json!({
+        "schema": "mlpack.release/v1", "outputs": list, "published": manifests,
+        "traces": traces.iter().map(mlpack_provenance::Trace::to_json).collect::<Vec<_>>(),
+    });
+    out.result(&text, &value);
+    Ok(if holds { Exit::Done } else { Exit::No })
+}
+
+fn row(file: &SealedFile) -> [String; 3] {
+    [file.path.display().to_string(), bytes(file.byte_len), file.sha256.to_string()]
+}
+
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    let declared = &config.modelfile;
+    let read = |path: &PathBuf| mlpack_fs::read_to_string_bounded(&config.path(path), 1 << 20);
+    let mut parameters = Vec::new();
+    for (name, value) in &declared.parameters {
+        for text in value.texts() {
+            parameters.push(Parameter::new(name, &text)?);
+        }
+    }
+    Ok(Settings {
+        system: declared.system.clone(),
+        template: declared.template.as_ref().map(read).transpose()?,
+        parameters,
+        licenses: declared.license.iter().map(read).collect::<Result<_, _>>()?,
+    })
+}
+
+impl Config {
+    /// Paths of the file start at its folder.
+    fn path(&self, path: &Path) -> PathBuf {
+        self.folder().join(path)
+    }
+
+    fn paths(&self, paths: &[PathBuf]) -> Vec<PathBuf> {
+        paths.iter().map(|p| self.path(p)).collect()
+    }
+}

