@@ -17,6 +17,17 @@ const GOLDENS: &[(&str, &str)] = &[
     ("Q5_K_S", "q-Q5_K_S"),
     ("Q5_K_M", "q-Q5_K_M"),
     ("Q6_K", "q-Q6_K"),
+    ("Q2_K", "q-Q2_K"),
+    ("Q3_K_S", "q-Q3_K_S"),
+    ("Q3_K_M", "q-Q3_K_M"),
+    ("Q3_K_L", "q-Q3_K_L"),
+    ("IQ3_S", "q-IQ3_S"),
+    ("IQ3_M", "q-IQ3_M"),
+    ("IQ4_NL", "q-IQ4_NL"),
+    ("IQ4_XS", "q-IQ4_XS"),
+    ("TQ1_0", "q-TQ1_0"),
+    ("TQ2_0", "q-TQ2_0"),
+    ("MXFP4_MOE", "q-MXFP4_MOE"),
 ];
 
 #[test]

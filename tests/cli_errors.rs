@@ -110,7 +110,7 @@ fn things_that_are_not_there() {
     refuses("merge-without-adapter", &dir, &["merge", &base(), "-o", "out"], USAGE);
     let run = format!("{}#4c421e9ce91a40368c786c2f89e8fc83", fixture("legal-qa/mlflow/mlflow.db").display());
     let args = ["merge", &base(), "-a", &adapter, "--run", &run, "-o", "out"];
-    let (_, stderr) = mlpack(&dir).args(args).expect(BAD_INPUT);
+    let (_, stderr) = mlpack(&dir).args(args).expect(USAGE);
     assert!(stderr.contains("4c421e9ce91a40368c786c2f89e8fc82"), "{stderr}");
 }
 

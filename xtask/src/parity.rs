@@ -121,10 +121,12 @@ fn run_case(case: &Case, peers: &Peers, mlpack: &Path) -> Result<usize> {
     Ok(differing)
 }
 
-/// What llama.cpp says after `prompt`: the likeliest tokens, so that every run says the same.
+/// The first words that llama.cpp says after `prompt`: the likeliest tokens, so that every run says the same. More
+/// tokens are asked for than shown, because llama-completion may lose the last ones when it exits.
 fn generate(peers: &Peers, model: &Path, prompt: &str) -> Result<String> {
     let mut completion = Command::new(peers.llama_bin().join("llama-completion"));
-    completion.arg("-m").arg(model).args(["-p", prompt, "-n", "32", "--temp", "0", "--seed", "1"]);
+    completion.arg("-m").arg(model).args(["-p", prompt, "-n", "64", "--temp", "0", "--seed", "1"]);
     completion.args(["--no-conversation", "--no-display-prompt", "--no-warmup", "--simple-io"]);
-    Ok(output(&mut completion)?.trim().to_owned())
+    let text = output(&mut completion)?;
+    Ok(text.split_whitespace().take(24).collect::<Vec<_>>().join(" "))
 }

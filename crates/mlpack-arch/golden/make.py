@@ -175,7 +175,7 @@ def cases():
         files = {"config.json": plain, "generation_config.json": json.dumps(GENERATION[generation])}
         yield f"generation-{generation}", files, MEASURED
     yield "generation-broken", {"config.json": plain, "generation_config.json": "{"}, MEASURED
-    for path in ("meta-llama/Llama-2-7b-hf", "local-model-3b", "/root/models/x", "./x-7b-chat", "", "a/b/c", None, 5):
+    for path in ("meta-llama/Llama-2-7b-hf", "local-model-3b", "/srv/models/x", "./x-7b-chat", "", "a/b/c", None, 5):
         files = {"config.json": json.dumps(LLAMA | {"_name_or_path": path})}
         yield "named-in-config", files, (6_738_415_616, 6_738_415_616, 0, 0)
     yield "everything-7b-chat-v2", {

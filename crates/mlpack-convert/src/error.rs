@@ -81,7 +81,7 @@ pub enum Error {
         shape: Shape,
     },
     /// A weight is NaN or infinite.
-    #[error("cannot use tensor `{}` of `{}`: a value is not finite\n  expected: finite {dtype} values\n  found:    {value} at row {row}, column {column}", Escaped(tensor), path.display())]
+    #[error("cannot use tensor `{}` of `{}`: a value is not finite\n  expected: finite {dtype} values\n  found:    {value:?} at row {row}, column {column}", Escaped(tensor), path.display())]
     NotFinite {
         /// The file that holds the tensor.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
     },
     /// A value is too large for float16.
     #[error(
-        "cannot store tensor `{}` as F16 in `{}`: a value overflows\n  expected: values below 65520 in magnitude\n  found:    {value} at row {row}, column {column}",
+        "cannot store tensor `{}` as F16 in `{}`: a value overflows\n  expected: values below 65520 in magnitude\n  found:    {value:?} at row {row}, column {column}",
         Escaped(tensor),
         Escaped(output)
     )]
@@ -161,7 +161,6 @@ impl Error {
             Error::Safetensors(e) => e.kind(),
             Error::Lora(e) => e.kind(),
             Error::Arch(e) => e.kind(),
-            Error::Quant(e) => e.kind(),
             Error::Layout { source, .. } => source.kind(),
             Error::Several(all) => all.first().map_or(ErrorKind::Malformed, Error::kind),
             Error::UnknownFileType { .. }
@@ -169,7 +168,8 @@ impl Error {
             | Error::RepeatedFileType { .. }
             | Error::OutputName { .. }
             | Error::NoAdapter => ErrorKind::Misuse,
-            Error::TensorDtype { .. } | Error::F16Overflow { .. } => ErrorKind::Unsupported,
+            // Lengths are the executor's own; what is left is a type that is not encoded.
+            Error::Quant(_) | Error::TensorDtype { .. } | Error::F16Overflow { .. } => ErrorKind::Unsupported,
             Error::NotFinite { .. } => ErrorKind::Malformed,
             Error::Budget { .. } => ErrorKind::Limit,
             Error::Threads { .. } => ErrorKind::Io,
@@ -183,6 +183,7 @@ impl Error {
             Error::Safetensors(e) => return e.hint(),
             Error::Lora(e) => return e.hint(),
             Error::Arch(e) => return e.hint(),
+            Error::Quant(e) => return e.hint(),
             Error::Several(all) => return all.iter().find_map(Error::hint),
             Error::UnknownFileType { nearest: Some(nearest), .. } => return Some(format!("did you mean `{nearest}`?")),
             Error::F16Overflow { .. } => "use BF16, F32 or a quantized type for this model; nothing was written",

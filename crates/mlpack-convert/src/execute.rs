@@ -3,7 +3,7 @@
 //! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads go
 //! through the source from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
-use crate::slab::{Slab, Work};
+use crate::slab::{Scratch, Slab, Work};
 use crate::{Error, Input, Plan, Source, Step};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
 use std::path::{Path, PathBuf};
@@ -68,8 +68,7 @@ pub fn execute(
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
     let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
     let files = create(plan, dir)?;
-    let hashers: Vec<InputHasher<'_>> =
-        source.checkpoint.shards().iter().map(|shard| InputHasher::new(shard.map())).collect();
+    let hashers = hashers(source, plan);
     run(source, plan, &files, &hashers, &slabs, workers, progress)?;
     seal(source, files, hashers)
 }
@@ -130,6 +129,24 @@ fn create(plan: &Plan, dir: &Path) -> Result<Vec<AtomicFile>, Error> {
     Ok(files)
 }
 
+/// Hashers of the shards, which know already what no slab will read: headers and tensors that are in no step.
+fn hashers<'a>(source: &'a Source, plan: &Plan) -> Vec<InputHasher<'a>> {
+    let hashers: Vec<_> = source.checkpoint.shards().iter().map(|shard| InputHasher::new(shard.map())).collect();
+    for (hasher, shard) in hashers.iter().zip(source.checkpoint.shards()) {
+        hasher.used(0..shard.preamble().len() as u64);
+    }
+    let mut read = vec![false; source.checkpoint.tensors().len()];
+    for step in &plan.steps {
+        if let Input::Checkpoint(position) = step.input {
+            read[position] = true;
+        }
+    }
+    for (tensor, _) in source.checkpoint.tensors().iter().zip(&read).filter(|(_, read)| !**read) {
+        hashers[tensor.shard].used(source.checkpoint.entry(tensor).range.clone());
+    }
+    hashers
+}
+
 fn run(
     source: &Source,
     plan: &Plan,
@@ -151,10 +168,11 @@ fn run(
     // A worker takes slabs in a loop rather than from the pool's queue: it never starts a second one while it waits
     // within the first, so the number of slabs in memory is the number of workers.
     pool.broadcast(|_| {
+        let mut scratch = Scratch::default();
         while !stop.load(Ordering::Relaxed) {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(slab) = slabs.get(i) else { break };
-            match work.run(slab) {
+            match work.run(slab, &mut scratch) {
                 Ok(()) => progress(used(source, &plan.steps[slab.step], slab, hashers)),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);

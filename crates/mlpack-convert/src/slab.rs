@@ -4,7 +4,6 @@ use crate::{Error, Input, Plan, Source, Step, Stored};
 use mlpack_fs::AtomicFile;
 use mlpack_safetensors::TensorInfo;
 use mlpack_tensor::{Dtype, GgmlType};
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// The least magnitude that float16 rounds to infinity.
@@ -19,6 +18,16 @@ pub(crate) struct Slab {
     pub rows: Range<u64>,
 }
 
+/// Room that a worker keeps from slab to slab.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    gathered: Vec<u8>,
+    sums: Vec<f64>,
+    merged: Vec<u8>,
+    floats: Vec<f32>,
+    encoded: Vec<u8>,
+}
+
 /// What a worker needs to do any slab.
 pub(crate) struct Work<'a> {
     pub source: &'a Source,
@@ -28,40 +37,56 @@ pub(crate) struct Work<'a> {
 
 impl Work<'_> {
     /// Does one slab; every write is at a place that the plan fixed.
-    pub(crate) fn run(&self, slab: &Slab) -> Result<(), Error> {
+    pub(crate) fn run(&self, slab: &Slab, scratch: &mut Scratch) -> Result<(), Error> {
         let step = &self.plan.steps[slab.step];
         match &step.input {
             Input::Computed(values) => {
                 let range = (slab.rows.start * step.row_len) as usize..(slab.rows.end * step.row_len) as usize;
-                self.write_floats(step, slab, "", &values[range])
+                let encoded = &mut scratch.encoded;
+                (0..step.targets.len())
+                    .try_for_each(|i| self.encode(step, i, slab, "", &values[range.clone()], encoded))
             }
             Input::Checkpoint(position) => {
                 let tensor = &self.source.checkpoint.tensors()[*position];
-                let values = self.merged(*position, tensor, step, slab)?;
-                self.write_tensor(step, slab, tensor, &values)
+                let Scratch { gathered, sums, merged, floats, encoded } = scratch;
+                let values = self.merged(*position, step, slab, gathered, sums, merged)?;
+                self.write_tensor(step, slab, tensor, values, floats, encoded)
             }
         }
     }
 
-    /// The rows of the slab in output order, in the source's dtype, with the deltas added.
-    fn merged(&self, position: usize, tensor: &TensorInfo, step: &Step, slab: &Slab) -> Result<Cow<'_, [u8]>, Error> {
+    /// The rows of the slab in output order, in the source's dtype, with the deltas added: in the map where they are used
+    /// as they are, else in the scratch room.
+    fn merged<'s>(
+        &'s self,
+        position: usize,
+        step: &Step,
+        slab: &Slab,
+        gathered: &'s mut Vec<u8>,
+        sums: &mut Vec<f64>,
+        merged: &'s mut Vec<u8>,
+    ) -> Result<&'s [u8], Error> {
+        let tensor = &self.source.checkpoint.tensors()[position];
         let all = self.source.checkpoint.bytes(tensor);
         let row_byte_len = (step.row_len * tensor.dtype.byte_size()) as usize;
         let source_rows: Vec<u64> = slab.rows.clone().map(|row| step.transform.source_row(row, step.rows)).collect();
         let contiguous = source_rows.iter().copied().eq(slab.rows.clone());
         let base = if contiguous {
-            Cow::Borrowed(&all[slab.rows.start as usize * row_byte_len..slab.rows.end as usize * row_byte_len])
+            &all[slab.rows.start as usize * row_byte_len..slab.rows.end as usize * row_byte_len]
         } else {
-            let row = |r: &u64| &all[*r as usize * row_byte_len..][..row_byte_len];
-            Cow::Owned(source_rows.iter().flat_map(row).copied().collect())
+            gathered.clear();
+            for row in &source_rows {
+                gathered.extend_from_slice(&all[*row as usize * row_byte_len..][..row_byte_len]);
+            }
+            gathered
         };
         if self.source.overlay.changes(position).is_empty() {
-            self.check_finite(tensor, &source_rows, step.row_len, &base)?;
+            self.check_finite(tensor, &source_rows, step.row_len, base)?;
             return Ok(base);
         }
-        let mut merged = vec![0; base.len()];
-        self.source.overlay.merge_rows(position, tensor, &source_rows, &base, &mut merged)?;
-        Ok(Cow::Owned(merged))
+        merged.resize(base.len(), 0);
+        self.source.overlay.merge_rows(position, tensor, &source_rows, base, sums, merged)?;
+        Ok(merged)
     }
 
     /// Refuses NaN and infinity, with the place of the first.
@@ -78,7 +103,15 @@ impl Work<'_> {
     }
 
     /// Writes merged rows to every target: as they are where the target stores the source's own dtype, else encoded.
-    fn write_tensor(&self, step: &Step, slab: &Slab, tensor: &TensorInfo, bytes: &[u8]) -> Result<(), Error> {
+    fn write_tensor(
+        &self,
+        step: &Step,
+        slab: &Slab,
+        tensor: &TensorInfo,
+        bytes: &[u8],
+        floats: &mut Vec<f32>,
+        encoded: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let as_is = |stored| match stored {
             Stored::Safetensors(_) => true,
             Stored::Ggml(ty) => same_bytes(tensor.dtype, ty),
@@ -93,19 +126,23 @@ impl Work<'_> {
         if (0..step.targets.len()).all(|i| as_is(stored(i))) {
             return Ok(());
         }
-        let mut floats = vec![0f32; bytes.len() / tensor.dtype.byte_size() as usize];
-        mlpack_quant::widen(tensor.dtype, bytes, &mut floats)?;
+        floats.resize(bytes.len() / tensor.dtype.byte_size() as usize, 0.0);
+        mlpack_quant::widen(tensor.dtype, bytes, floats)?;
         for i in (0..step.targets.len()).filter(|i| !as_is(stored(*i))) {
-            self.encode(step, i, slab, &tensor.name, &floats)?;
+            self.encode(step, i, slab, &tensor.name, floats, encoded)?;
         }
         Ok(())
     }
 
-    fn write_floats(&self, step: &Step, slab: &Slab, tensor: &str, floats: &[f32]) -> Result<(), Error> {
-        (0..step.targets.len()).try_for_each(|i| self.encode(step, i, slab, tensor, floats))
-    }
-
-    fn encode(&self, step: &Step, target: usize, slab: &Slab, tensor: &str, floats: &[f32]) -> Result<(), Error> {
+    fn encode(
+        &self,
+        step: &Step,
+        target: usize,
+        slab: &Slab,
+        tensor: &str,
+        floats: &[f32],
+        encoded: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let place = step.targets[target];
         let output = &self.plan.outputs[place.output];
         let Stored::Ggml(ty) = output.tensors[place.tensor].stored else {
@@ -123,9 +160,9 @@ impl Work<'_> {
             });
         }
         let byte_len = self.byte_len(step, target, slab.rows.end - slab.rows.start);
-        let mut encoded = vec![0; byte_len as usize];
-        mlpack_quant::encode(ty, floats, step.row_len as usize, None, &mut encoded)?;
-        self.write(step, target, slab, &encoded)
+        encoded.resize(byte_len as usize, 0);
+        mlpack_quant::encode(ty, floats, step.row_len as usize, None, encoded)?;
+        self.write(step, target, slab, encoded)
     }
 
     fn write(&self, step: &Step, target: usize, slab: &Slab, bytes: &[u8]) -> Result<(), Error> {

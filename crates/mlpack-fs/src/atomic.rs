@@ -340,7 +340,7 @@ mod tests {
             assert_eq!(file.digest().unwrap(), Sha256::of(&content));
             assert!(!path.exists());
             assert_eq!(file.seal().unwrap(), Sha256::of(&content));
-            assert_eq!(fs::read(&path).unwrap(), content);
+            assert_eq!(crate::read_bounded(&path, 1 << 24).unwrap(), content);
         }
     }
 
@@ -353,7 +353,7 @@ mod tests {
         fs::write(dir.path().join(".out.mlpack-partial"), b"left by a killed run, and longer").unwrap();
         assert_eq!(write_atomic(&path, b"abc").unwrap(), Sha256::of(b"abc"));
         assert_eq!(names(dir.path()), ["out"]);
-        assert_eq!(fs::read(&path).unwrap(), b"abc");
+        assert_eq!(crate::read_bounded(&path, 1 << 24).unwrap(), b"abc");
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
         assert!(matches!(AtomicFile::create(&path, 3), Err(Error::Busy { .. })));
         first.write_at(0, b"abc").unwrap();
         first.seal().unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"abc");
+        assert_eq!(crate::read_bounded(&path, 1 << 24).unwrap(), b"abc");
     }
 
     #[test]

@@ -24,8 +24,11 @@ pub struct AdapterConfig {
     alpha_pattern: Vec<(Regex, f64)>,
 }
 
+/// Whether a value is the one of a plain LoRA.
+type IsPlain = fn(&Value) -> bool;
+
 /// What PEFT writes for a plain LoRA, per key; any other value changes the result in a way that is not handled.
-const PLAIN: &[(&str, &str, fn(&Value) -> bool)] = &[
+const PLAIN: &[(&str, &str, IsPlain)] = &[
     ("use_dora", "false", is_off),
     ("lora_bias", "false", is_off),
     ("fan_in_fan_out", "false", is_off),

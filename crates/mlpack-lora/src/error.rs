@@ -104,7 +104,7 @@ pub enum Error {
     },
     /// A merged value is NaN or infinite.
     #[error(
-        "cannot merge tensor `{}`: a merged value is not finite\n  expected: a finite {dtype} value\n  found:    {value} at row {row}, column {column}",
+        "cannot merge tensor `{}`: a merged value is not finite\n  expected: a finite {dtype} value\n  found:    {value:?} at row {row}, column {column}",
         Escaped(tensor)
     )]
     NotFinite {

@@ -10,7 +10,7 @@ impl Overlay {
     ///
     /// `rows` are row numbers of the tensor in any order; `base_rows` are the same rows of the base, row-major,
     /// little-endian; both buffers have `rows.len() * row_len * byte_size` bytes. `position` is the tensor's place in
-    /// the checkpoint.
+    /// the checkpoint. `sum` is room for the float64 sums, kept by the caller from slab to slab.
     ///
     /// # Errors
     /// [`Error::NotFinite`] with row and column of the first merged value that is NaN or infinite.
@@ -20,17 +20,18 @@ impl Overlay {
         tensor: &TensorInfo,
         rows: &[u64],
         base_rows: &[u8],
+        sum: &mut Vec<f64>,
         out: &mut [u8],
     ) -> Result<(), Error> {
         let row_len = tensor.shape.row_len();
-        let mut sum = vec![0f64; rows.len() * row_len as usize];
-        to_f64(tensor.dtype, base_rows, &mut sum);
+        sum.resize(rows.len() * row_len as usize, 0.0);
+        to_f64(tensor.dtype, base_rows, sum);
         for change in self.changes(position) {
             let adapter = &self.adapters()[change.adapter].0;
-            add_product(change, |entry| adapter.weights().bytes(entry), rows, row_len as usize, &mut sum)
+            add_product(change, |entry| adapter.weights().bytes(entry), rows, row_len as usize, sum)
                 .map_err(|e| Error::Device { tensor: tensor.name.clone(), reason: e.to_string() })?;
         }
-        round_to(tensor.dtype, &sum, out).map_err(|wrong| Error::NotFinite {
+        round_to(tensor.dtype, sum, out).map_err(|wrong| Error::NotFinite {
             tensor: tensor.name.clone(),
             dtype: tensor.dtype,
             row: rows[wrong.index / row_len as usize],

@@ -1,6 +1,5 @@
 //! What can be wrong with a call of this crate.
 
-use mlpack_fs::ErrorKind;
 use mlpack_tensor::{Dtype, GgmlType};
 
 /// A request that cannot be served. Data never causes an error: every `f32` has an encoding, as in ggml.
@@ -92,21 +91,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whose fault it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Error::EncodeUnsupported { .. } | Error::DecodeUnsupported { .. } | Error::WidenUnsupported { .. } => {
-                ErrorKind::Unsupported
-            }
-            Error::ImportanceLength { .. } => ErrorKind::Mismatch,
-            Error::RowLength { .. }
-            | Error::PartialRow { .. }
-            | Error::EncodedLength { .. }
-            | Error::WidenLength { .. }
-            | Error::ImportanceMissing { .. } => ErrorKind::Misuse,
-        }
-    }
-
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -62,5 +62,5 @@ fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
 
 /// What to do about an error, where its library knows.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
-    first_library_error!(error, e => e.hint().map(String::from)).flatten()
+    first_library_error!(error, e => e.hint().map(|hint| hint.to_string())).flatten()
 }

@@ -62,8 +62,8 @@ pub fn families(arch_files: &[PathBuf]) -> anyhow::Result<Families> {
     Ok(families)
 }
 
-pub fn variants(names: &[String]) -> Result<Vec<FileType>, mlpack_convert::Error> {
-    names.iter().map(|name| FileType::parse(name.trim())).collect()
+pub fn variants(names: &[String]) -> anyhow::Result<Vec<FileType>> {
+    names.iter().map(|name| Ok(FileType::parse(name.trim())?)).collect()
 }
 
 /// The name of the outputs: what was asked for, else the last adapter's directory, else the model's.

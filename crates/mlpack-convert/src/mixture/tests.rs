@@ -9,7 +9,7 @@ struct Golden {
 
 fn golden(name: &str) -> Golden {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/legal-qa/golden/llama.cpp-b11434").join(name);
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&mlpack_fs::read_bounded(&path, 1 << 20).unwrap()).unwrap();
     let tensors = json["tensors"].as_array().unwrap().iter().map(|t| {
         let mut dims: Vec<u64> = t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect();
         dims.reverse();

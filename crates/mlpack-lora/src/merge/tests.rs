@@ -15,7 +15,7 @@ fn merge(base: &Checkpoint, overlay: &Overlay, position: usize, rows: &[u64]) ->
     let base_rows: Vec<u8> =
         rows.iter().flat_map(|&r| &base.bytes(tensor)[r as usize * row_byte_len..][..row_byte_len]).copied().collect();
     let mut out = vec![0; base_rows.len()];
-    overlay.merge_rows(position, tensor, rows, &base_rows, &mut out).unwrap();
+    overlay.merge_rows(position, tensor, rows, &base_rows, &mut Vec::new(), &mut out).unwrap();
     out
 }
 

@@ -56,7 +56,7 @@ pub(super) fn redact(text: &str) -> String {
         let end = rest.find(is_boundary).unwrap_or(rest.len());
         let (token, after) = rest.split_at(end);
         match token.split_once('=') {
-            // `--data=/home/…`
+            // `--data=/srv/…`
             Some((name, value)) if is_absolute(value) && !name.contains("://") => {
                 clean.push_str(name);
                 clean.push('=');
@@ -107,15 +107,15 @@ mod tests {
     #[test]
     fn absolute_paths_lose_their_folders_and_urls_their_secrets() {
         for (text, expected) in [
-            ("/home/joe/base model", "base model"),
-            ("/home/joe/run/", "run"),
+            ("/srv/joe/base model", "base model"),
+            ("/srv/joe/run/", "run"),
             ("C:\\Users\\joe\\run", "run"),
             ("\\\\host\\share\\d.jsonl", "d.jsonl"),
             ("~/models/base", "base"),
-            ("file:///home/joe/data.jsonl", "data.jsonl"),
-            ("{'train': '/home/joe/a.jsonl', \"n\": 3}", "{'train': 'a.jsonl', \"n\": 3}"),
+            ("file:///srv/joe/data.jsonl", "data.jsonl"),
+            ("{'train': '/srv/joe/a.jsonl', \"n\": 3}", "{'train': 'a.jsonl', \"n\": 3}"),
             ("['/a/b/c', 'd/e']", "['c', 'd/e']"),
-            ("--data=/home/joe/x.jsonl", "--data=x.jsonl"),
+            ("--data=/srv/joe/x.jsonl", "--data=x.jsonl"),
             ("https://joe:pw@example.org/o/r?sig=abc", "https://example.org/o/r"),
             ("s3://bucket/key", "s3://bucket/key"),
             ("org/model", "org/model"),
@@ -132,7 +132,7 @@ mod tests {
             ("hub_token".to_owned(), "hf_abc".to_owned()),
             ("push_to_hub_token".to_owned(), "None".to_owned()),
             ("pad_token".to_owned(), "</s>".to_owned()),
-            ("output_dir".to_owned(), "/home/joe/run".to_owned()),
+            ("output_dir".to_owned(), "/srv/joe/run".to_owned()),
         ]);
         let mut redacted = Vec::new();
         redact_table(&mut table, &mut redacted);

@@ -189,7 +189,7 @@ fn an_old_or_small_schema_is_enough() {
         "DROP TABLE datasets; DROP TABLE metrics;
          INSERT INTO latest_metrics VALUES ('loss', 0, 1, 'r1'), ('acc', 1, 0, 'r1');
          INSERT INTO tags VALUES ('mlflow.source.git.commit', 'abc', 'r1'), ('mlflow.user', 'joe', 'r1'), ('mine', 'x', 'r1');
-         INSERT INTO params VALUES ('data', '/home/joe/d.jsonl', 'r1'), ('hub_token', 'hf_x', 'r1'), ('other', '1', 'r2');",
+         INSERT INTO params VALUES ('data', '/srv/joe/d.jsonl', 'r1'), ('hub_token', 'hf_x', 'r1'), ('other', '1', 'r2');",
     )
     .unwrap();
     assert_eq!(record.source.uri, "mlflow:exp%2Feriment/r1");

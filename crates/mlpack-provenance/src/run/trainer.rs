@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_card_gives_its_base_model_and_datasets() {
         let card = parse_card(
-            "---\nbase_model: org/base\nlibrary_name: peft\ndatasets:\n- org/data\n- /home/joe/x.jsonl\ntags:\n- lora\n---\n\
+            "---\nbase_model: org/base\nlibrary_name: peft\ndatasets:\n- org/data\n- /srv/joe/x.jsonl\ntags:\n- lora\n---\n\
              base_model: not front matter\n",
         );
         assert_eq!(card.base_model.as_deref(), Some("org/base"));

@@ -7,14 +7,14 @@ fn step() -> Step {
         StepKind::Convert,
         Map::from_iter([("to".to_owned(), json!("gguf")), ("quant".to_owned(), json!("Q8_0"))]),
         vec![
-            Dependency::file(Role::Tokenizer, Path::new("/home/someone/base/tokenizer.json"), Sha256::of(b"tok")),
+            Dependency::file(Role::Tokenizer, Path::new("/srv/someone/base/tokenizer.json"), Sha256::of(b"tok")),
             Dependency::file(Role::Adapter, Path::new("lora/adapter_model.safetensors"), Sha256::of(b"lora"))
                 .annotate("weight", "0.5"),
-            Dependency::file(Role::Base, Path::new("/home/someone/base/model.safetensors"), Sha256::of(b"base")),
+            Dependency::file(Role::Base, Path::new("/srv/someone/base/model.safetensors"), Sha256::of(b"base")),
             Dependency::unknown_run("no trainer_state.json beside the adapter"),
         ],
     );
-    step.outputs = vec![Artifact::file(Path::new("/home/someone/out/m-Q8_0.gguf"), Sha256::of(b"out"))];
+    step.outputs = vec![Artifact::file(Path::new("/srv/someone/out/m-Q8_0.gguf"), Sha256::of(b"out"))];
     step.byproducts.insert("tensor-types".to_owned(), json!({"output.weight": "Q8_0"}));
     step
 }

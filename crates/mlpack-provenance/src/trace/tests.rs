@@ -532,7 +532,7 @@ fn the_json_form_has_its_schema_and_the_whole_record() {
     assert_eq!(json["root"]["state"], "verified");
     assert_eq!(json["root"]["sha256"], chain.digest("out/m-Q8_0.gguf").to_string());
     let run =
-        json.pointer("/root/children/0/children/0/children/0/children/1/children/0/children/0/children/0").unwrap();
+        json["root"].pointer("/children/0/children/0/children/0/children/1/children/0/children/0/children/0").unwrap();
     assert_eq!(run["kind"], "run");
     assert_eq!(run["record"]["run_id"], RUN_ID);
     assert_eq!(run["record"]["metrics"]["train_loss"], "2.8095127211676703");

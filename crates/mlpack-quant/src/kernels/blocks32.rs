@@ -1,7 +1,7 @@
 //! Blocks of 32 values, sixteen at a time: the types with one scale where importance makes them search, and IQ4_NL.
 
 use super::lanes::{Columns, Lanes};
-use super::search::{columns, fit_line_guarded, fit_symmetric, fit_uneven};
+use super::search::{cells, columns, fit_line_guarded, fit_symmetric, fit_uneven};
 use crate::float::write_f16;
 use crate::reference::search::nearest_int;
 use crate::reference::{iq4, plain};
@@ -40,7 +40,7 @@ fn search_symmetric<V: Lanes>(nmax: f32, x: &[V; LEN], weights: &[V; LEN]) -> Fo
 
 #[inline(always)]
 fn search_line<V: Lanes>(nmax: f32, x: &[V; LEN], weights: &[V; LEN]) -> Found {
-    let (lines, source) = fit_line_guarded(nmax, x, weights);
+    let (lines, source) = fit_line_guarded(nmax, &mut cells(x, weights));
     let mut found = Found { strays: lines.strays, ..Found::default() };
     lines.scale.store(&mut found.scale);
     lines.min.neg().store(&mut found.min);

@@ -32,6 +32,13 @@ pub(super) trait Lanes: Copy {
     /// `self > other ? self : other`, so `other` where one is NaN.
     fn greater(self, other: Self) -> Self;
 
+    /// Cut to `0..=top`, `top` being positive; 0 for the NaN of a product of zero and infinity, anything for other NaNs.
+    fn cut_positive(self, top: Self) -> Self;
+    /// Negative values and the NaN of a product of zero and infinity become 0; anything for other NaNs.
+    fn cut_below(self) -> Self;
+    /// Cut to `bottom..=top`, these being negative and positive; anything for a NaN.
+    fn cut_signed(self, bottom: Self, top: Self) -> Self;
+
     /// False where one is NaN.
     fn lt(self, other: Self) -> Self::Mask;
     /// False where one is NaN.
@@ -124,6 +131,18 @@ impl Lanes for Portable {
     #[inline(always)]
     fn greater(self, other: Self) -> Self {
         Portable(lanewise!(self.0, other.0, |a, b| if a > b { a } else { b }))
+    }
+    #[inline(always)]
+    fn cut_positive(self, top: Self) -> Self {
+        self.greater(Self::splat(0.0)).lesser(top)
+    }
+    #[inline(always)]
+    fn cut_below(self) -> Self {
+        self.greater(Self::splat(0.0))
+    }
+    #[inline(always)]
+    fn cut_signed(self, bottom: Self, top: Self) -> Self {
+        self.greater(bottom).lesser(top)
     }
     #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
@@ -242,6 +261,18 @@ impl<V: Lanes> Lanes for Pair<V> {
     #[inline(always)]
     fn greater(self, other: Self) -> Self {
         Pair(self.0.greater(other.0), self.1.greater(other.1))
+    }
+    #[inline(always)]
+    fn cut_positive(self, top: Self) -> Self {
+        Pair(self.0.cut_positive(top.0), self.1.cut_positive(top.1))
+    }
+    #[inline(always)]
+    fn cut_below(self) -> Self {
+        Pair(self.0.cut_below(), self.1.cut_below())
+    }
+    #[inline(always)]
+    fn cut_signed(self, bottom: Self, top: Self) -> Self {
+        Pair(self.0.cut_signed(bottom.0, top.0), self.1.cut_signed(bottom.1, top.1))
     }
     #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {

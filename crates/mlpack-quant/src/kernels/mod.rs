@@ -69,7 +69,6 @@ fn encode_portable(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst: &
     match (ty, importance) {
         (GgmlType::Q2_K, _) => super_blocks::q2_k::<V>(src, importance, dst),
         (GgmlType::Q3_K, Some(importance)) => super_blocks::q3_k_weighted::<V>(src, importance, dst),
-        (GgmlType::Q3_K, None) => super_blocks::q3_k::<V>(src, dst),
         (GgmlType::Q4_K, _) => super_blocks::q4_k::<V>(src, importance, dst),
         (GgmlType::Q5_K, _) => super_blocks::q5_k::<V>(src, importance, dst),
         (GgmlType::Q6_K, _) => super_blocks::q6_k::<V>(src, importance, dst),

@@ -23,7 +23,28 @@ pub(super) fn columns<V: Lanes, const N: usize>(rows: &[f32]) -> [V; N] {
     out
 }
 
+/// A value of each group with its weight, and its code in the candidate at hand.
+///
+/// The three lie side by side because apart they would be 2 KiB each, and the processor takes a load for one of a store
+/// that is a multiple of 4 KiB away until it has compared whole addresses.
+#[derive(Clone, Copy)]
+pub(super) struct Cell<V> {
+    x: V,
+    w: V,
+    code: V,
+}
+
+#[inline(always)]
+pub(super) fn cells<V: Lanes, const N: usize>(x: &[V; N], w: &[V; N]) -> [Cell<V>; N] {
+    let mut cells = [Cell { x: x[0], w: w[0], code: x[0] }; N];
+    for i in 1..N {
+        cells[i] = Cell { x: x[i], w: w[i], code: x[i] };
+    }
+    cells
+}
+
 /// Scale and minimum of each group, and the lanes that need the scalar code.
+#[derive(Clone, Copy)]
 pub(super) struct Lines<V> {
     pub scale: V,
     pub min: V,
@@ -33,6 +54,7 @@ pub(super) struct Lines<V> {
 }
 
 /// Extent and weighted sums of each group.
+#[derive(Clone, Copy)]
 struct Extent<V> {
     low: V,
     min: V,
@@ -42,22 +64,23 @@ struct Extent<V> {
 }
 
 #[inline(always)]
-fn extent<V: Lanes, const N: usize>(x: &[V; N], w: &[V; N]) -> Extent<V> {
-    let (mut low, mut max) = (x[0], x[0]);
-    let mut sum_w = w[0];
-    let mut sum_x = sum_w.mul(x[0]);
-    for i in 1..N {
-        low = x[i].lesser(low);
-        max = x[i].greater(max);
-        sum_w = sum_w.add(w[i]);
-        sum_x = sum_x.add(w[i].mul(x[i]));
+fn extent<V: Lanes, const N: usize>(cells: &[Cell<V>; N]) -> Extent<V> {
+    let first = &cells[0];
+    let (mut low, mut max) = (first.x, first.x);
+    let mut sum_w = first.w;
+    let mut sum_x = sum_w.mul(first.x);
+    for cell in &cells[1..] {
+        low = cell.x.lesser(low);
+        max = cell.x.greater(max);
+        sum_w = sum_w.add(cell.w);
+        sum_x = sum_x.add(cell.w.mul(cell.x));
     }
     Extent { low, min: V::splat(0.0).lesser(low), max, sum_w, sum_x }
 }
 
 /// `reference::search::LineFit::solve`: where the line exists, and the line.
 #[inline(always)]
-fn solve<V: Lanes>(e: &Extent<V>, sum_l: V, sum_l2: V, sum_xl: V) -> (V::Mask, V, V) {
+fn solve<V: Lanes>(e: &Extent<V>, [sum_l, sum_l2, sum_xl]: [V; 3]) -> (V::Mask, V, V) {
     let zero = V::splat(0.0);
     let det = e.sum_w.mul(sum_l2).sub(sum_l.mul(sum_l));
     let scale = e.sum_w.mul(sum_xl).sub(e.sum_x.mul(sum_l)).div(det);
@@ -67,71 +90,132 @@ fn solve<V: Lanes>(e: &Extent<V>, sum_l: V, sum_l2: V, sum_xl: V) -> (V::Mask, V
 }
 
 #[inline(always)]
-fn error_of<V: Lanes, const N: usize>(x: &[V; N], w: &[V; N], codes: &[V; N], scale: V, min: V, loss: Loss) -> V {
+fn error_of<V: Lanes, const N: usize>(cells: &[Cell<V>; N], scale: V, min: V, loss: Loss) -> V {
     let mut sum = V::splat(0.0);
-    for i in 0..N {
-        let diff = scale.mul(codes[i]).add(min).sub(x[i]);
+    for cell in cells {
+        let diff = scale.mul(cell.code).add(min).sub(cell.x);
         let lost = match loss {
             Loss::Square => diff.mul(diff),
             Loss::Absolute => diff.abs(),
         };
-        sum = sum.add(w[i].mul(lost));
+        sum = sum.add(cell.w.mul(lost));
     }
     sum
+}
+
+/// A search under way.
+#[derive(Clone, Copy)]
+struct Progress<V: Lanes> {
+    extent: Extent<V>,
+    scale: V,
+    min: V,
+    best: V,
+    inside: V::Mask,
+}
+
+/// The first candidate of a search: the line through minimum and maximum.
+#[inline(always)]
+fn start<V: Lanes, const N: usize>(cells: &mut [Cell<V>; N], top: V, loss: Loss) -> Progress<V> {
+    let extent = extent(cells);
+    let rise = extent.max.sub(extent.min);
+    let iscale = top.div(rise);
+    let scale = V::splat(1.0).div(iscale);
+    let finite = V::and(is_finite(extent.sum_x), is_finite(extent.sum_w));
+    let inside = V::and(finite, iscale.mul(rise).abs().lt(V::splat(ROUND_LIMIT)));
+    for cell in cells.iter_mut() {
+        cell.code = iscale.mul(cell.x.sub(extent.min)).cut_positive(top).round();
+    }
+    let best = error_of(cells, scale, extent.min, loss);
+    Progress { extent, scale, min: extent.min, best, inside }
+}
+
+/// Weighted sums over the codes of a candidate, which are left in the cells.
+///
+/// Cutting to the range of codes before rounding is the same as after it, and it keeps a guarded candidate that aims
+/// beyond them in range. Targets grow with the values, so those of the smallest and the largest value tell whether any lane
+/// needs to be cut at all; most candidates need it at most from below.
+#[inline(always)]
+fn try_scale<V: Lanes, const N: usize>(
+    cells: &mut [Cell<V>; N],
+    e: &Extent<V>,
+    iscale: V,
+    min: V,
+    nmax: f32,
+) -> [V; 3] {
+    let (low, high) = (iscale.mul(e.low.sub(min)), iscale.mul(e.max.sub(min)));
+    let (floor, ceiling) = (V::splat(-0.45), V::splat(nmax + 0.45));
+    if V::bits(V::and(low.lt(ceiling), high.lt(ceiling))) != lane_bits::<V>() {
+        sums::<V, N, true, true>(cells, iscale, min, nmax)
+    } else if V::bits(V::and(floor.lt(low), floor.lt(high))) != lane_bits::<V>() {
+        sums::<V, N, true, false>(cells, iscale, min, nmax)
+    } else {
+        sums::<V, N, false, false>(cells, iscale, min, nmax)
+    }
+}
+
+#[inline(always)]
+fn sums<V: Lanes, const N: usize, const BELOW: bool, const ABOVE: bool>(
+    cells: &mut [Cell<V>; N],
+    iscale: V,
+    min: V,
+    nmax: f32,
+) -> [V; 3] {
+    let (zero, top) = (V::splat(0.0), V::splat(nmax));
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+    for cell in cells {
+        let mut target = iscale.mul(cell.x.sub(min));
+        if ABOVE {
+            target = target.cut_positive(top);
+        } else if BELOW {
+            target = target.cut_below();
+        }
+        let code = target.round();
+        cell.code = code;
+        let wl = cell.w.mul(code);
+        sum_l = sum_l.add(wl);
+        sum_l2 = sum_l2.add(wl.mul(code));
+        sum_xl = sum_xl.add(wl.mul(cell.x));
+    }
+    [sum_l, sum_l2, sum_xl]
 }
 
 /// `reference::search::fit_line`, without the codes: super-blocks need them only where a scale rounds to zero.
 #[inline(always)]
 pub(super) fn fit_line<V: Lanes, const N: usize>(
     nmax: f32,
-    x: &[V; N],
-    w: &[V; N],
+    cells: &mut [Cell<V>; N],
     grid: Grid,
     loss: Loss,
 ) -> Lines<V> {
-    let (zero, top) = (V::splat(0.0), V::splat(nmax));
+    let top = V::splat(nmax);
     let limit = V::splat(ROUND_LIMIT);
-    let e = extent(x, w);
-    let constant = e.max.eq(e.min);
-    let mut min = e.min;
-    let mut inside = V::and(is_finite(e.sum_x), is_finite(e.sum_w));
-    let mut codes = [zero; N];
-
-    let iscale = top.div(e.max.sub(min));
-    let mut scale = V::splat(1.0).div(iscale);
-    inside = V::and(inside, iscale.mul(e.max.sub(min)).abs().lt(limit));
-    inside = V::and(inside, iscale.mul(e.low.sub(min)).abs().lt(limit));
-    for i in 0..N {
-        codes[i] = iscale.mul(x[i].sub(min)).round().greater(zero).lesser(top);
-    }
-    let mut best = error_of(x, w, &codes, scale, min, loss);
-
+    let mut p = start(cells, top, loss);
     for step in 0..=grid.steps {
         let factor = V::splat(grid.start + grid.step * f32::from(step) + nmax);
-        let iscale = factor.div(e.max.sub(min));
-        inside = V::and(inside, iscale.mul(e.max.sub(min)).abs().lt(limit));
-        inside = V::and(inside, iscale.mul(e.low.sub(min)).abs().lt(limit));
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-        for i in 0..N {
-            let code = iscale.mul(x[i].sub(min)).round().greater(zero).lesser(top);
-            codes[i] = code;
-            let wl = w[i].mul(code);
-            sum_l = sum_l.add(wl);
-            sum_l2 = sum_l2.add(wl.mul(code));
-            sum_xl = sum_xl.add(wl.mul(x[i]));
-        }
-        let (exists, new_scale, new_min) = solve(&e, sum_l, sum_l2, sum_xl);
-        let error = error_of(x, w, &codes, new_scale, new_min, loss);
-        let better = V::and(exists, error.lt(best));
-        best = V::select(better, error, best);
-        scale = V::select(better, new_scale, scale);
-        min = V::select(better, new_min, min);
+        let rise = p.extent.max.sub(p.min);
+        let iscale = factor.div(rise);
+        let low = iscale.mul(p.extent.low.sub(p.min));
+        p.inside = V::and(p.inside, V::and(iscale.mul(rise).abs().lt(limit), low.abs().lt(limit)));
+        let sums = try_scale(cells, &p.extent, iscale, p.min, nmax);
+        let (exists, scale, min) = solve(&p.extent, sums);
+        let error = error_of(cells, scale, min, loss);
+        let better = V::and(exists, error.lt(p.best));
+        p.best = V::select(better, error, p.best);
+        p.scale = V::select(better, scale, p.scale);
+        p.min = V::select(better, min, p.min);
     }
+    let flat = p.extent.max.eq(p.extent.min);
+    finish(&p, flat)
+}
+
+/// The result of a search; for flat groups the scale is zero and the minimum that of the values.
+#[inline(always)]
+fn finish<V: Lanes>(p: &Progress<V>, flat: V::Mask) -> Lines<V> {
     Lines {
-        scale: V::select(constant, zero, scale),
-        min: V::select(constant, e.min, min).neg(),
-        flat: V::bits(constant),
-        strays: !V::bits(V::or(inside, constant)) & lane_bits::<V>(),
+        scale: V::select(flat, V::splat(0.0), p.scale),
+        min: V::select(flat, p.extent.min, p.min).neg(),
+        flat: V::bits(flat),
+        strays: !V::bits(V::or(p.inside, flat)) & lane_bits::<V>(),
     }
 }
 
@@ -153,58 +237,27 @@ pub(super) struct Source<V> {
 
 /// `reference::search::fit_line_guarded`.
 #[inline(always)]
-pub(super) fn fit_line_guarded<V: Lanes, const N: usize>(nmax: f32, x: &[V; N], w: &[V; N]) -> (Lines<V>, Source<V>) {
+pub(super) fn fit_line_guarded<V: Lanes, const N: usize>(nmax: f32, cells: &mut [Cell<V>; N]) -> (Lines<V>, Source<V>) {
     let grid = GUARDED_GRID;
-    let (zero, top) = (V::splat(0.0), V::splat(nmax));
-    let limit = V::splat(ROUND_LIMIT);
-    let e = extent(x, w);
-    let rises = e.min.lt(e.max);
-    let mut min = e.min;
-    let mut best_min = min;
-
-    let mut codes = [zero; N];
-
-    let iscale = top.div(e.max.sub(min));
-    let mut best_iscale = iscale;
-    let mut scale = V::splat(1.0).div(iscale);
-    let mut inside = V::and(is_finite(e.sum_x), is_finite(e.sum_w));
-    inside = V::and(inside, iscale.mul(e.max.sub(min)).abs().lt(limit));
-    for i in 0..N {
-        codes[i] = iscale.mul(x[i].sub(min)).round().greater(zero).lesser(top);
-    }
-    let mut best = error_of(x, w, &codes, scale, min, Loss::Square);
-
+    let top = V::splat(nmax);
+    let mut p = start(cells, top, Loss::Square);
+    let mut source = Source { iscale: top.div(p.extent.max.sub(p.min)), min: p.min };
     for step in 0..=grid.steps {
         let factor = V::splat(grid.start + grid.step * f32::from(step) + nmax);
-        let iscale = factor.div(e.max.sub(min));
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-        for i in 0..N {
-            // A target that is NaN or not above zero gives code 0; the rest is cut to the top before it is rounded.
-            let code = iscale.mul(x[i].sub(min)).greater(zero).lesser(top).round();
-            codes[i] = code;
-            let wl = w[i].mul(code);
-            sum_l = sum_l.add(wl);
-            sum_l2 = sum_l2.add(wl.mul(code));
-            sum_xl = sum_xl.add(wl.mul(x[i]));
-        }
-        let (exists, new_scale, new_min) = solve(&e, sum_l, sum_l2, sum_xl);
-        let error = error_of(x, w, &codes, new_scale, new_min, Loss::Square);
-        let better = V::and(exists, error.lt(best));
-        best = V::select(better, error, best);
-        best_iscale = V::select(better, iscale, best_iscale);
-        best_min = V::select(better, min, best_min);
-        scale = V::select(better, new_scale, scale);
-        min = V::select(better, new_min, min);
+        let iscale = factor.div(p.extent.max.sub(p.min));
+        let sums = try_scale(cells, &p.extent, iscale, p.min, nmax);
+        let (exists, scale, min) = solve(&p.extent, sums);
+        let error = error_of(cells, scale, min, Loss::Square);
+        let better = V::and(exists, error.lt(p.best));
+        source.iscale = V::select(better, iscale, source.iscale);
+        source.min = V::select(better, p.min, source.min);
+        p.best = V::select(better, error, p.best);
+        p.scale = V::select(better, scale, p.scale);
+        p.min = V::select(better, min, p.min);
     }
     // A NaN extent neither rises nor is flat: it strays.
-    let flat = V::or(e.max.lt(e.min), e.max.eq(e.min));
-    let lines = Lines {
-        scale: V::select(rises, scale, zero),
-        min: V::select(rises, min, e.min).neg(),
-        flat: V::bits(flat),
-        strays: !V::bits(V::or(inside, flat)) & lane_bits::<V>(),
-    };
-    (lines, Source { iscale: best_iscale, min: best_min })
+    let flat = V::or(p.extent.max.lt(p.extent.min), p.extent.max.eq(p.extent.min));
+    (finish(&p, flat), source)
 }
 
 /// Scale of each group, the inverse scale that gives its codes (0 for groups of zeros, whose codes are 0 too), and the
@@ -284,7 +337,7 @@ pub(super) fn fit_symmetric_by_moves<V: Lanes>(nmax: f32, x: &[V; 16]) -> Moved<
     let (mut weight, mut weighted) = ([zero; 16], [zero; 16]);
     let (mut sumlx, mut suml2) = (zero, zero);
     for i in 0..16 {
-        let code = iscale.mul(x[i]).round().greater(lowest).lesser(highest);
+        let code = iscale.mul(x[i]).round().cut_signed(lowest, highest);
         codes[i] = code;
         weight[i] = x[i].mul(x[i]);
         weighted[i] = weight[i].mul(x[i]);
@@ -301,11 +354,15 @@ pub(super) fn fit_symmetric_by_moves<V: Lanes>(nmax: f32, x: &[V; 16]) -> Moved<
             let positive = zero.lt(slx);
             let target = x[i].mul(sl2).div(slx);
             inside = V::and(inside, V::or(target.abs().lt(limit), V::not(positive)));
-            let new = target.round().greater(lowest).lesser(highest);
+            let new = target.round().cut_signed(lowest, highest);
+            let differs = V::and(positive, V::not(new.eq(old)));
+            if V::bits(differs) == 0 {
+                continue;
+            }
             let new_slx = slx.add(weighted[i].mul(new));
             let new_sl2 = sl2.add(weight[i].mul(new).mul(new));
             let better = sumlx.mul(sumlx).mul(new_sl2).lt(new_slx.mul(new_slx).mul(suml2));
-            let moves = V::and(V::and(positive, V::not(new.eq(old))), V::and(zero.lt(new_sl2), better));
+            let moves = V::and(differs, V::and(zero.lt(new_sl2), better));
             codes[i] = V::select(moves, new, old);
             sumlx = V::select(moves, new_slx, sumlx);
             suml2 = V::select(moves, new_sl2, suml2);
@@ -334,7 +391,7 @@ fn symmetric_sums<V: Lanes, const N: usize>(
     let (lowest, highest) = (V::splat(-nmax), V::splat(nmax - 1.0));
     let (mut sumlx, mut suml2) = (V::splat(0.0), V::splat(0.0));
     for i in 0..N {
-        let code = iscale.mul(x[i]).round().greater(lowest).lesser(highest);
+        let code = iscale.mul(x[i]).round().cut_signed(lowest, highest);
         sumlx = sumlx.add(weighted[i].mul(code));
         suml2 = suml2.add(weight[i].mul(code).mul(code));
     }

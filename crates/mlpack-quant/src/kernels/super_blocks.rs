@@ -4,7 +4,9 @@
 //! are compiled for the wider vectors.
 
 use super::lanes::{Columns, Lanes, Pair};
-use super::search::{columns, fit_line, fit_line_guarded, fit_symmetric, fit_symmetric_by_moves, fit_uneven};
+use super::search::{
+    Lines, cells, columns, fit_line, fit_line_guarded, fit_symmetric, fit_symmetric_by_moves, fit_uneven,
+};
 use crate::blocks::field;
 use crate::float::read_f16;
 use crate::reference::search::{Grid, Loss, nearest_int};
@@ -75,46 +77,62 @@ pub(super) fn q5_k<V: Lanes>(src: &[f32], importance: Option<&[f32]>, dst: &mut 
     }
 }
 
-/// The first two super-blocks, the second repeated from the first where there is only one.
+/// The weights of the values of each group where there is no importance: their root mean square plus their magnitude.
 #[inline(always)]
-fn pair_of<T: Copy + Default, const M: usize>(blocks: &[[T; M]], out: &mut [[T; M]; 2]) {
-    out[0] = blocks[0];
-    out[1] = blocks[blocks.len() - 1];
+fn plain_weights<V: Lanes>(x: &[V; 32]) -> [V; 32] {
+    let mut sum = V::splat(0.0);
+    for v in x {
+        sum = sum.add(v.mul(*v));
+    }
+    let rms = sum.div(V::splat(32.0)).sqrt();
+    let mut weights = *x;
+    for v in &mut weights {
+        *v = rms.add(v.abs());
+    }
+    weights
 }
 
+/// Two super-blocks at a time.
 #[inline(always)]
 fn eight_groups<V: Lanes, T: EightGroups<B>, const B: usize>(src: &[f32], dst: &mut [u8]) {
     let mut rows = [[0.0f32; LEN]; 2];
     for (blocks, out) in src.as_chunks::<LEN>().0.chunks(2).zip(dst.as_chunks_mut::<B>().0.chunks_mut(2)) {
-        pair_of(blocks, &mut rows);
+        rows[..blocks.len()].copy_from_slice(blocks);
         let x: [V; 32] = columns(rows.as_flattened());
-        let mut sum = V::splat(0.0);
-        for v in x {
-            sum = sum.add(v.mul(v));
-        }
-        let rms = sum.div(V::splat(32.0)).sqrt();
-        let mut weights = x;
-        for v in &mut weights {
-            *v = rms.add(v.abs());
-        }
-        let lines = fit_line(T::TOP as f32, &x, &weights, T::GRID, Loss::Square);
-        let (mut scales, mut mins) = ([0.0f32; LANES], [0.0f32; LANES]);
-        lines.scale.store(&mut scales);
-        lines.min.store(&mut mins);
+        let mut cells = cells(&x, &plain_weights(&x));
+        let found = Found::of(&fit_line(T::TOP as f32, &mut cells, T::GRID, Loss::Square));
         for (k, (x, out)) in blocks.iter().zip(out).enumerate() {
-            let stray = lines.strays >> (8 * k) & 0xff != 0;
-            let mut fit = k4_k5::Fit { scales: *half(&scales, k), mins: *half(&mins, k), codes: [0; LEN] };
+            let mut fit = k4_k5::Fit { scales: found.scales[k], mins: found.mins[k], codes: [0; LEN] };
             let (head, _) = out.split_first_chunk_mut().expect("the block is longer than its header");
-            if !stray {
+            if !found.strays[k] {
                 k4_k5::plain_header(&fit, head);
             }
-            if stray || lost_codes(lines.flat >> (8 * k), head) {
+            if found.strays[k] || lost_codes(found.flat[k], head) {
                 T::scalar(x, out);
                 continue;
             }
             k4_k5::requantize(T::TOP, x, head, &mut fit.codes);
             T::pack(&fit.codes, &mut out[16..]);
         }
+    }
+}
+
+/// What the searches found for each of two super-blocks.
+struct Found {
+    scales: [[f32; 8]; 2],
+    mins: [[f32; 8]; 2],
+    flat: [u32; 2],
+    strays: [bool; 2],
+}
+
+impl Found {
+    #[inline(always)]
+    fn of<V: Lanes>(lines: &Lines<V>) -> Found {
+        let (mut scales, mut mins) = ([[0.0; 8]; 2], [[0.0; 8]; 2]);
+        lines.scale.store(scales.as_flattened_mut());
+        lines.min.store(mins.as_flattened_mut());
+        let (flat, strays) = (lines.flat, lines.strays);
+        Found { scales, mins, flat: [flat & 0xff, flat >> 8], strays: [strays & 0xff != 0, strays >> 8 != 0] }
     }
 }
 
@@ -140,29 +158,22 @@ fn eight_groups_weighted<V: Lanes, T: EightGroups<B>, const B: usize>(src: &[f32
     let mut columns_of = Columns { importance, at: 0 };
     let mut rows = [[0.0f32; LEN]; 2];
     let mut weights = [[0.0f32; LEN]; 2];
+    let mut column: [&[f32; LEN]; 2] = [&[0.0; LEN]; 2];
     for (blocks, out) in src.as_chunks::<LEN>().0.chunks(2).zip(dst.as_chunks_mut::<B>().0.chunks_mut(2)) {
-        pair_of(blocks, &mut rows);
-        let mut column = [columns_of.next(); 2];
-        if blocks.len() == 2 {
-            column[1] = columns_of.next();
+        rows[..blocks.len()].copy_from_slice(blocks);
+        for (k, x) in blocks.iter().enumerate() {
+            column[k] = columns_of.next();
+            weights[k] = k4_k5::importance_weights(x, column[k]);
         }
-        for k in 0..2 {
-            weights[k] = k4_k5::importance_weights(&rows[k], column[k]);
-        }
-        let x: [V; 32] = columns(rows.as_flattened());
-        let w: [V; 32] = columns(weights.as_flattened());
-        let (lines, _) = fit_line_guarded(T::TOP as f32, &x, &w);
-        let (mut scales, mut mins) = ([0.0f32; LANES], [0.0f32; LANES]);
-        lines.scale.store(&mut scales);
-        lines.min.store(&mut mins);
+        let mut cells = cells::<V, 32>(&columns(rows.as_flattened()), &columns(weights.as_flattened()));
+        let found = Found::of(&fit_line_guarded(T::TOP as f32, &mut cells).0);
         for (k, (x, out)) in blocks.iter().zip(out).enumerate() {
-            let stray = lines.strays >> (8 * k) & 0xff != 0;
-            let mut fit = k4_k5::Fit { scales: *half(&scales, k), mins: *half(&mins, k), codes: [0; LEN] };
+            let mut fit = k4_k5::Fit { scales: found.scales[k], mins: found.mins[k], codes: [0; LEN] };
             let (head, _) = out.split_first_chunk_mut().expect("the block is longer than its header");
-            if !stray {
+            if !found.strays[k] {
                 k4_k5::weighted_header(&fit, &weights[k], T::LIMIT, head);
             }
-            if stray || lost_codes(lines.flat >> (8 * k), head) {
+            if found.strays[k] || lost_codes(found.flat[k], head) {
                 T::scalar_weighted(x, column[k], out);
                 continue;
             }
@@ -187,13 +198,13 @@ fn q2_k_block<V: Lanes>(block: &[f32; LEN], column: Option<&[f32; LEN]>, out: &m
     let mut weights = [0.0f32; LEN];
     let lines = if let Some(column) = column {
         weights = k2_k3::importance_weights(1.0, block, column);
-        fit_line_guarded(3.0, &x, &columns(&weights)).0
+        fit_line_guarded(3.0, &mut cells(&x, &columns(&weights))).0
     } else {
         let mut magnitudes = x;
         for v in &mut magnitudes {
             *v = v.abs();
         }
-        fit_line(3.0, &x, &magnitudes, k2_k3::Q2_GRID, Loss::Absolute)
+        fit_line(3.0, &mut cells(&x, &magnitudes), k2_k3::Q2_GRID, Loss::Absolute)
     };
     let (mut scales, mut mins) = ([0.0f32; LANES], [0.0f32; LANES]);
     lines.scale.store(&mut scales);
@@ -221,7 +232,7 @@ fn q2_k_block<V: Lanes>(block: &[f32; LEN], column: Option<&[f32; LEN]>, out: &m
 pub(super) fn q3_k<V: Lanes>(src: &[f32], dst: &mut [u8]) {
     let mut rows = [[0.0f32; LEN]; 2];
     for (blocks, out) in src.as_chunks::<LEN>().0.chunks(2).zip(dst.as_chunks_mut::<110>().0.chunks_mut(2)) {
-        pair_of(blocks, &mut rows);
+        rows[..blocks.len()].copy_from_slice(blocks);
         let fit = fit_symmetric_by_moves::<Pair<V>>(4.0, &columns(rows.as_flattened()));
         let mut scales = [[0.0f32; LANES]; 2];
         fit.scale.store(scales.as_flattened_mut());
@@ -329,7 +340,7 @@ pub(super) fn iq4_xs<V: Lanes>(src: &[f32], importance: Option<&[f32]>, dst: &mu
     let mut rows = [[0.0f32; LEN]; 2];
     let mut weights = [[0.0f32; LEN]; 2];
     for (blocks, out) in src.as_chunks::<LEN>().0.chunks(2).zip(dst.as_chunks_mut::<136>().0.chunks_mut(2)) {
-        pair_of(blocks, &mut rows);
+        rows[..blocks.len()].copy_from_slice(blocks);
         let mut column = [None; 2];
         for (k, x) in blocks.iter().enumerate() {
             column[k] = if importance.is_some() { Some(columns_of.next()) } else { None };

@@ -113,6 +113,28 @@ impl Lanes for F8 {
     fn greater(self, other: Self) -> Self {
         op!(_mm256_max_ps(self.0, other.0))
     }
+    // Floating-point minima share two of the four vector pipes with additions; integer ones run in all of them. Positive
+    // floats are ordered like their bits and negative ones below them as signed integers, which is what cutting to
+    // `0..=top` needs: the NaN of 0 * infinity is negative on x86, so it gives 0. As unsigned integers negative floats are
+    // above the positive ones and ordered the other way, so the lower bound of `cut_signed` is an unsigned minimum.
+    #[inline(always)]
+    fn cut_positive(self, top: Self) -> Self {
+        op!({
+            let above = _mm256_max_epi32(_mm256_castps_si256(self.0), _mm256_setzero_si256());
+            _mm256_castsi256_ps(_mm256_min_epi32(above, _mm256_castps_si256(top.0)))
+        })
+    }
+    #[inline(always)]
+    fn cut_below(self) -> Self {
+        op!(_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(self.0), _mm256_setzero_si256())))
+    }
+    #[inline(always)]
+    fn cut_signed(self, bottom: Self, top: Self) -> Self {
+        op!({
+            let above = _mm256_min_epu32(_mm256_castps_si256(self.0), _mm256_castps_si256(bottom.0));
+            _mm256_castsi256_ps(_mm256_min_epi32(above, _mm256_castps_si256(top.0)))
+        })
+    }
     #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         op!(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0)).0

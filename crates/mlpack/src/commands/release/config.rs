@@ -210,7 +210,7 @@ impl Config {
 
     fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             let path = path.to_owned();
             // serde says: unknown field `quants`, expected one of `quant`, `pre`, …
             match e.message().strip_prefix("unknown field ") {
