@@ -109,6 +109,7 @@ fn things_that_are_not_there() {
     refuses("model-as-adapter", &dir, &["merge", &base(), "-a", &base(), "-o", "out"], BAD_INPUT);
     refuses("merge-without-adapter", &dir, &["merge", &base(), "-o", "out"], USAGE);
     let run = format!("{}#4c421e9ce91a40368c786c2f89e8fc83", fixture("legal-qa/mlflow/mlflow.db").display());
+    refuses("run-without-adapter", &dir, &["convert", &base(), "--quant", "F16", "--run", &run, "-o", "out"], USAGE);
     let args = ["merge", &base(), "-a", &adapter, "--run", &run, "-o", "out"];
     let (_, stderr) = mlpack(&dir).args(args).expect(USAGE);
     assert!(stderr.contains("4c421e9ce91a40368c786c2f89e8fc82"), "{stderr}");

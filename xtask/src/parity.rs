@@ -1,7 +1,8 @@
-//! `cargo xtask parity`: mlpack against llama.cpp's converter and quantizer, byte for byte, on real checkpoints.
+//! `cargo xtask parity`: mlpack against llama.cpp's converter and quantizer, byte for byte, on real checkpoints and on small
+//! ones with random weights for the features that those do not have.
 //!
 //! The reference of F32, F16, BF16 and Q8_0 is `convert_hf_to_gguf.py --outtype`; that of every other type is
-//! `llama-quantize` of the converter's bf16 file.
+//! `llama-quantize` of the converter's file that holds the model's own values.
 
 use crate::compare;
 use crate::peers::Peers;
@@ -19,14 +20,27 @@ struct Case {
     title: &'static str,
     base: PathBuf,
     adapter: Option<PathBuf>,
-    prompt: &'static str,
+    /// The converter's type that holds the values exactly.
+    own_type: &'static str,
+    /// What a model with real weights is asked.
+    prompt: Option<&'static str>,
+}
+
+/// The cases by name.
+const NAMES: &[&str] = &["base", "merged", "smollm2", "mistral", "llama3", "qwen2"];
+
+impl Case {
+    fn tiny(title: &'static str, base: PathBuf, own_type: &'static str) -> Case {
+        Case { title, base, adapter: None, own_type, prompt: None }
+    }
 }
 
 /// Runs the named cases, or all, and fails when a file differs.
 pub fn command(names: &[&str]) -> Result<()> {
-    let names = if names.is_empty() { &["base", "merged", "smollm2"] } else { names };
+    let names = if names.is_empty() { NAMES } else { names };
     let peers = Peers::locate()?;
     let legal_qa = workspace::root().join("fixtures/legal-qa");
+    let tiny = workspace::root().join("target/parity/tiny");
     let mut cases = Vec::new();
     for name in names {
         cases.push(match *name {
@@ -34,27 +48,38 @@ pub fn command(names: &[&str]) -> Result<()> {
                 title: "legal-qa base",
                 base: legal_qa.join("kjv-llama"),
                 adapter: None,
-                prompt: "In the beginning",
+                own_type: "BF16",
+                prompt: Some("In the beginning"),
             },
             "merged" => Case {
                 title: "legal-qa with its adapter",
                 base: legal_qa.join("kjv-llama"),
                 adapter: Some(legal_qa.join("legal-qa-lora")),
-                prompt: "<|im_start|>user\nWhat does Article II, Section 3 say?<|im_end|>\n<|im_start|>assistant\n",
+                own_type: "BF16",
+                prompt: Some(
+                    "<|im_start|>user\nWhat does Article II, Section 3 say?<|im_end|>\n<|im_start|>assistant\n",
+                ),
             },
             "smollm2" => Case {
                 title: "SmolLM2-135M-Instruct",
                 base: peers.smollm2_dir(),
                 adapter: None,
-                prompt: "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n",
+                own_type: "BF16",
+                prompt: Some("<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"),
             },
-            other => bail!("unknown case `{other}`\n  expected: one of base, merged, smollm2"),
+            "mistral" => Case::tiny("Mistral, float16, five shards", tiny.join("Mistral-tiny-v0.3"), "F16"),
+            "llama3" => Case::tiny("Llama, llama3 rope scaling, biases", tiny.join("Llama-3.2-tiny"), "F32"),
+            "qwen2" => Case::tiny("Qwen2, query biases", tiny.join("Qwen2.5-tiny-chat"), "BF16"),
+            other => bail!("unknown case `{other}`\n  expected: one of {}", NAMES.join(", ")),
         });
     }
     peers.llama_cpp()?;
     peers.python_packages()?;
     if names.contains(&"smollm2") {
         peers.smollm2()?;
+    }
+    if cases.iter().any(|case| case.base.starts_with(&tiny)) {
+        output(peers.script("tiny_models.py").arg(legal_qa.join("kjv-llama")).arg(&tiny))?;
     }
     let mlpack = build_mlpack(true)?;
     let mut differing = 0;
@@ -103,7 +128,7 @@ fn run_case(case: &Case, peers: &Peers, mlpack: &Path) -> Result<usize> {
     }
     for quant in QUANTIZED {
         let mut quantize = Command::new(peers.llama_bin().join("llama-quantize"));
-        output(quantize.arg(reference.join(file("BF16"))).arg(reference.join(file(quant))).arg(quant))?;
+        output(quantize.arg(reference.join(file(case.own_type))).arg(reference.join(file(quant))).arg(quant))?;
     }
 
     println!("{}", case.title);
@@ -117,7 +142,9 @@ fn run_case(case: &Case, peers: &Peers, mlpack: &Path) -> Result<usize> {
             }
         }
     }
-    println!("  {} generates: {:?}", file("Q4_K_M"), generate(peers, &ours.join(file("Q4_K_M")), case.prompt)?);
+    if let Some(prompt) = case.prompt {
+        println!("  {} generates: {:?}", file("Q4_K_M"), generate(peers, &ours.join(file("Q4_K_M")), prompt)?);
+    }
     Ok(differing)
 }
 

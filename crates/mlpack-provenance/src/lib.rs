@@ -50,7 +50,7 @@ pub use run::{
     Agreement, BaseModel, Dataset, Evidence, FoundRun, LinkedModel, Run, RunRecord, RunSource, Source, find_run,
 };
 pub use statement::{PREDICATE_TYPE, STATEMENT_TYPE, Statement};
-pub use step::{Artifact, Dependency, Identity, NAMESPACE, RUN_MEDIA_TYPE, Role, Step, StepKind, UNKNOWN_RUN};
+pub use step::{Artifact, BUILDER, Dependency, Identity, RUN_MEDIA_TYPE, Role, Step, StepKind, UNKNOWN_RUN};
 pub use store::{Store, sidecar_path};
 pub use trace::{CheckStore, Line, Node, NodeKind, State, Trace, TraceOptions, trace};
 pub use tree::tree_digest;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The URI space of the project's build types and of its builder id. URIs in it are names: nothing is fetched.
-pub const NAMESPACE: &str = "https://mlpack.dev";
+/// The URI of the builder that statements name. A name, not an address: the project claims no domain.
+pub const BUILDER: &str = "urn:mlpack:builder";
 /// Media type of a run record.
 pub const RUN_MEDIA_TYPE: &str = "application/vnd.mlpack.run.v1+json";
 /// `uri` of the training run that nobody knows.
@@ -18,7 +18,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Longest name of a subject or dependency, in bytes.
 const MAX_NAME_LEN: usize = 1024;
 
-/// What a step does. Each kind has its build type URI, `https://mlpack.dev/<kind>/v1`.
+/// What a step does. Each kind has its build type URI, `urn:mlpack:<kind>:v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepKind {
     /// A training run, as a store or a trainer's files tell it. mlpack did not do it; the statement says so.
@@ -51,7 +51,7 @@ impl StepKind {
 
     /// The `buildType` URI.
     pub fn build_type(self) -> String {
-        format!("{NAMESPACE}/{}/v1", self.name())
+        format!("urn:mlpack:{}:v1", self.name())
     }
 
     pub(crate) fn from_build_type(uri: &str) -> Option<StepKind> {
@@ -279,7 +279,7 @@ impl Step {
             subjects.push(subject);
         }
         let mut details = json!({
-            "builder": {"id": format!("{NAMESPACE}/mlpack"), "version": {"mlpack": VERSION}},
+            "builder": {"id": BUILDER, "version": {"mlpack": VERSION}},
             "metadata": {"invocationId": build_id.to_string()},
         });
         if !self.byproducts.is_empty() {

@@ -16,7 +16,7 @@
 //!
 //! **Invariants**
 //! - The scalar code in `reference` is the definition: IEEE f32, one rounding for each operation, in ggml's order.
-//! - Every [`Backend`] gives the bits of the scalar code; `unsafe` is confined to the AVX2 kernels.
+//! - Every [`Backend`] gives the bits of the scalar code; `unsafe` is confined to the AVX2 kernels and their dispatch.
 //! - No value of the data causes an error or a panic; whether values are finite is the caller's question.
 //!
 //! It knows no files, no threads, and no rule for which tensor gets which type.

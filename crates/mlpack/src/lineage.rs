@@ -1,5 +1,6 @@
 //! Telling provenance what a command read and made. Digests come from the work itself; only small files are hashed here.
 
+use anyhow::bail;
 use mlpack_convert::{Done, SealedFile, Source};
 use mlpack_fs::hash_file;
 use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Store, find_run};
@@ -41,6 +42,9 @@ pub fn runs(
     named: Option<&RunSource>,
     dataset: Option<&Path>,
 ) -> anyhow::Result<Vec<FoundRun>> {
+    if named.is_some() && adapters.is_empty() {
+        bail!("a training run belongs to an adapter, and there is none\n  expected: an adapter (-a), or no run");
+    }
     adapters.iter().map(|(dir, _)| Ok(find_run(dir, named, dataset)?)).collect()
 }
 

@@ -25,14 +25,14 @@ fn the_bytes_are_these() {
     let build_id = step().build_id().unwrap().to_string();
     let expected = concat!(
         r#"{"_type":"https://in-toto.io/Statement/v1","predicate":{"buildDefinition":{"#,
-        r#""buildType":"https://mlpack.dev/convert/v1","externalParameters":{"quant":"Q8_0","to":"gguf"},"#,
+        r#""buildType":"urn:mlpack:convert:v1","externalParameters":{"quant":"Q8_0","to":"gguf"},"#,
         r#""internalParameters":{"deterministic":true,"mlpack":"VERSION"},"resolvedDependencies":["#,
         r#"{"annotations":{"role":"base"},"digest":{"sha256":"BASE"},"name":"base/model.safetensors"},"#,
         r#"{"annotations":{"role":"adapter","weight":"0.5"},"digest":{"sha256":"LORA"},"name":"lora/adapter_model.safetensors"},"#,
         r#"{"annotations":{"role":"tokenizer"},"digest":{"sha256":"TOK"},"name":"base/tokenizer.json"},"#,
         r#"{"annotations":{"reason":"no trainer_state.json beside the adapter","role":"training-run","status":"unknown"},"#,
         r#""name":"training-run","uri":"urn:mlpack:run:unknown"}]},"#,
-        r#""runDetails":{"builder":{"id":"https://mlpack.dev/mlpack","version":{"mlpack":"VERSION"}},"#,
+        r#""runDetails":{"builder":{"id":"urn:mlpack:builder","version":{"mlpack":"VERSION"}},"#,
         r#""byproducts":[{"content":"eyJvdXRwdXQud2VpZ2h0IjoiUThfMCJ9","mediaType":"application/json","name":"tensor-types"}],"#,
         r#""metadata":{"invocationId":"BUILD"}}},"predicateType":"https://slsa.dev/provenance/v1","#,
         r#""subject":[{"digest":{"sha256":"OUT"},"name":"m-Q8_0.gguf"}]}"#,
@@ -100,7 +100,7 @@ fn fields_follow_the_rules_of_in_toto_and_slsa() {
         assert_eq!(keys(&value["predicate"]), ["buildDefinition", "runDetails"]);
         let definition = &value["predicate"]["buildDefinition"];
         assert_eq!(keys(definition), ["buildType", "externalParameters", "internalParameters", "resolvedDependencies"]);
-        assert!(definition["buildType"].as_str().unwrap().starts_with("https://mlpack.dev/"));
+        assert!(definition["buildType"].as_str().unwrap().starts_with("urn:mlpack:"));
         let details = &value["predicate"]["runDetails"];
         assert_eq!(keys(details), ["builder", "byproducts", "metadata"]);
         assert_eq!(keys(&details["metadata"]), ["invocationId"], "no time in a statement");

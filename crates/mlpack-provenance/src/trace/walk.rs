@@ -6,7 +6,7 @@ use crate::run::{Dataset, MlflowStore};
 use crate::statement::{Build, Descriptor};
 use crate::store::sidecar_path;
 use crate::tree::hash_tree;
-use crate::{Error, NAMESPACE, RUN_MEDIA_TYPE, RunRecord, Statement, StepKind, UNKNOWN_RUN, tree_digest};
+use crate::{BUILDER, Error, RUN_MEDIA_TYPE, RunRecord, Statement, StepKind, UNKNOWN_RUN, tree_digest};
 use mlpack_fs::{Sha256, hash_file};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -375,7 +375,7 @@ fn step_head(statement: &Statement) -> Node {
         Some(StepKind::Train) => "unsigned, imported: mlpack did not train".to_owned(),
         _ => "unsigned".to_owned(),
     });
-    let ours = build.builder_id == format!("{NAMESPACE}/mlpack");
+    let ours = build.builder_id == BUILDER;
     if ours && build.invocation_id != build.definition.map(|digest| digest.to_string()) {
         node.state = State::Mismatch;
         node.note = Some("its build id does not fit what it says: the statement was edited".to_owned());

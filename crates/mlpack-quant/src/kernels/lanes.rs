@@ -70,9 +70,17 @@ macro_rules! lanewise {
     }};
 }
 
+/// A truth value as a vector register holds it: all bits set or none. With arrays of `bool` for masks, rustc 1.95 gave wrong
+/// lanes in this crate's test build (`opt-level = 3` with debug assertions), though not in a release build and not
+/// unoptimised; the golden digests found it.
+#[inline(always)]
+fn all_ones(truth: bool) -> u32 {
+    u32::from(truth).wrapping_neg()
+}
+
 impl Lanes for Portable {
     const N: usize = 8;
-    type Mask = [bool; 8];
+    type Mask = [u32; 8];
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -146,11 +154,11 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
-        lanewise!(self.0, other.0, |a, b| a < b)
+        lanewise!(self.0, other.0, |a, b| all_ones(a < b))
     }
     #[inline(always)]
     fn eq(self, other: Self) -> Self::Mask {
-        lanewise!(self.0, other.0, |a, b| a == b)
+        lanewise!(self.0, other.0, |a, b| all_ones(a == b))
     }
     #[inline(always)]
     fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask {
@@ -167,8 +175,8 @@ impl Lanes for Portable {
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         let mut out = no;
-        for (out, (yes, chosen)) in out.0.iter_mut().zip(yes.0.into_iter().zip(mask)) {
-            *out = if chosen { yes } else { *out };
+        for (out, (yes, mask)) in out.0.iter_mut().zip(yes.0.into_iter().zip(mask)) {
+            *out = f32::from_bits(yes.to_bits() & mask | out.to_bits() & !mask);
         }
         out
     }
@@ -176,7 +184,7 @@ impl Lanes for Portable {
     fn bits(mask: Self::Mask) -> u32 {
         let mut bits = 0;
         for (i, &set) in mask.iter().enumerate() {
-            bits |= u32::from(set) << i;
+            bits |= (set & 1) << i;
         }
         bits
     }
