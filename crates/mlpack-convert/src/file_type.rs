@@ -90,8 +90,8 @@ impl FileType {
     /// The variant of that name, upper or lower case; aliases included.
     ///
     /// # Errors
-    /// [`Error::UnknownFileType`] with the list of names, [`Error::FileTypeNeedsImportance`] for a variant that cannot be
-    /// made without an importance matrix.
+    /// [`Error::UnknownFileType`] with the list of names, [`Error::FileTypeNotAvailable`] for a variant that this
+    /// version does not make.
     pub fn parse(name: &str) -> Result<FileType, Error> {
         let alias = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name)).map(|(_, ty)| *ty);
         let found = alias.or_else(|| FileType::ALL.iter().copied().find(|ty| ty.name.eq_ignore_ascii_case(name)));

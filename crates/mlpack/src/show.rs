@@ -3,7 +3,9 @@
 use crate::exit;
 use anstream::{eprintln, print};
 use indicatif::{ProgressBar, ProgressStyle};
+use mlpack_convert::SealedFile;
 use owo_colors::OwoColorize as _;
+use serde_json::{Value, json};
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
@@ -82,6 +84,17 @@ pub fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+}
+
+/// Files that were made, with size and digest.
+pub fn files_table(files: &[SealedFile]) -> String {
+    let row = |f: &SealedFile| [f.path.display().to_string(), bytes(f.byte_len), f.sha256.to_string()];
+    table(["file", "size", "sha256"], files.iter().map(row))
+}
+
+/// The same as JSON.
+pub fn files_json(files: &[SealedFile]) -> Vec<Value> {
+    files.iter().map(|f| json!({"path": f.path, "bytes": f.byte_len, "sha256": f.sha256.to_string()})).collect()
 }
 
 /// A table without borders.

@@ -6,9 +6,10 @@
 //! of [`Class`] are rebuilt here as they are there; any other class that rebuilds is warned about and the file is used
 //! as it stands. Afterwards both add the tokens that the configuration names.
 
-use super::files::{Object, truthy};
+use super::files::Object;
 use super::pre::{Structure, rows};
 use super::{Error, Input};
+use crate::json::is_truthy;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -125,7 +126,7 @@ fn resolve(input: &mut Input<'_>) -> Class {
     let tokenizer_config = input.files.tokenizer_config.as_ref();
     let own = text(tokenizer_config.and_then(|c| c.get("tokenizer_class")));
     let of_model = text(input.config.get("tokenizer_class"));
-    let remote_code = tokenizer_config.and_then(|c| c.get("auto_map")).is_some_and(truthy);
+    let remote_code = tokenizer_config.and_then(|c| c.get("auto_map")).is_some_and(is_truthy);
     let model_type = text(input.config.get("model_type")).unwrap_or_default();
     let model_name = text(input.config.get("model_name")).unwrap_or_default();
     let overrules = [&model_type, &model_name].into_iter().any(|t| registered(t).is_some_and(|(_, wrong)| wrong));
@@ -283,13 +284,13 @@ struct Properties {
 
 impl Properties {
     fn parse(value: &Value) -> Option<Properties> {
-        let flag = |key| value.get(key).is_some_and(truthy);
+        let flag = |key| value.get(key).is_some_and(is_truthy);
         Some(Properties {
             content: value.get("content")?.as_str()?.to_owned(),
             single_word: flag("single_word"),
             lstrip: flag("lstrip"),
             rstrip: flag("rstrip"),
-            normalized: value.get("normalized").filter(|v| !v.is_null()).map(truthy),
+            normalized: value.get("normalized").filter(|v| !v.is_null()).map(is_truthy),
             special: flag("special"),
         })
     }
@@ -338,10 +339,10 @@ struct Options {
 impl Options {
     fn read(input: &mut Input<'_>, class: Class) -> Result<Options, Error> {
         let mut config = input.files.tokenizer_config.clone().unwrap_or_default();
-        if config.get("fix_mistral_regex").is_some_and(truthy) {
+        if config.get("fix_mistral_regex").is_some_and(is_truthy) {
             input.warnings.push(format!("`fix_mistral_regex` of `{CONFIG}` is not applied"));
         }
-        if !config.get("extra_special_tokens").is_some_and(truthy)
+        if !config.get("extra_special_tokens").is_some_and(is_truthy)
             && let Some(extra) = config.remove("additional_special_tokens")
         {
             config.insert("extra_special_tokens".to_owned(), extra);
@@ -387,9 +388,9 @@ impl Options {
             _ => {}
         }
         Ok(Options {
-            add_prefix_space: config.get("add_prefix_space").filter(|v| !v.is_null()).map(truthy),
-            legacy: config.get("legacy").is_some_and(truthy),
-            split_special_tokens: config.get("split_special_tokens").is_some_and(truthy),
+            add_prefix_space: config.get("add_prefix_space").filter(|v| !v.is_null()).map(is_truthy),
+            legacy: config.get("legacy").is_some_and(is_truthy),
+            split_special_tokens: config.get("split_special_tokens").is_some_and(is_truthy),
             added,
             named,
             extra,

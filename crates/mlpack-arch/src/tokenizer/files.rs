@@ -92,18 +92,6 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Whether Python takes the value for true.
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(s) => !s.is_empty(),
-        Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
-    }
-}
-
 /// A value in a message: scalars as they are, containers by their kind.
 pub(super) fn describe(value: &Value) -> String {
     match value {

@@ -2,10 +2,10 @@
 //! `LlamaHfVocab`, and `conversion/base.py`, `_set_vocab_llama_hf`).
 
 use super::auto::{self, Loaded};
-use super::files::truthy;
 use super::spm::ScoredTokens;
 use super::spm::token_type::{BYTE, CONTROL, NORMAL, USER_DEFINED};
 use super::{Error, Input};
+use crate::json::is_truthy;
 use mlpack_tensor::Metadata;
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<boo
     let Some(json) = &input.files.tokenizer_json else { return Ok(false) };
     let field = |object: &str, key: &str| json.get(object).and_then(|m| m.get(key));
     let is_bpe = field("model", "type").and_then(Value::as_str) == Some("BPE");
-    let byte_fallback = field("model", "byte_fallback").is_some_and(truthy);
+    let byte_fallback = field("model", "byte_fallback").is_some_and(is_truthy);
     let sequence = field("decoder", "type").and_then(Value::as_str) == Some("Sequence");
     if !is_bpe || !byte_fallback || !sequence {
         return Ok(false);

@@ -31,7 +31,8 @@ mod tests;
 
 pub use error::Error;
 
-use files::{Files, truthy};
+use crate::json::is_truthy;
+use files::Files;
 use mlpack_tensor::{MetaValue, Metadata};
 use special::{SpecialVocab, Wanted};
 use std::path::{Path, PathBuf};
@@ -112,7 +113,7 @@ const MAX_VOCABULARY: u64 = 1 << 21;
 impl Input<'_> {
     /// A size from the configuration, checked against [`MAX_VOCABULARY`]; `None` when it is absent, null or zero.
     fn configured_size(&self, key: &str) -> Result<Option<u64>, Error> {
-        let Some(value) = self.config.get(key).filter(|v| truthy(v)) else { return Ok(None) };
+        let Some(value) = self.config.get(key).filter(|v| is_truthy(v)) else { return Ok(None) };
         let size = value.as_u64().ok_or_else(|| Error::WrongType {
             path: self.files.dir.join("config.json"),
             key: key.to_owned(),
@@ -153,7 +154,7 @@ fn read_llama(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<(), Erro
     }
     if let Some(config) = &input.files.tokenizer_config {
         if let Some(value) = config.get("add_prefix_space").filter(|v| !v.is_null()) {
-            metadata.set("tokenizer.ggml.add_space_prefix", MetaValue::Bool(truthy(value)));
+            metadata.set("tokenizer.ggml.add_space_prefix", MetaValue::Bool(is_truthy(value)));
         }
         if config.get("tokenizer_class").and_then(|v| v.as_str()) == Some("HybridDNATokenizer") {
             return Err(Error::UnsupportedFormat {

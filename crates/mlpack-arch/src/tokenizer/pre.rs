@@ -6,8 +6,9 @@
 //! `ignore_merges`, which is what llama.cpp's loader derives from the name.
 
 use super::auto::{QWEN2, QWEN35};
-use super::files::{Object, truthy};
+use super::files::Object;
 use super::{Error, Input};
+use crate::json::is_truthy;
 use mlpack_fs::Sha256;
 use mlpack_tensor::nearest;
 use serde_json::{Value, json};
@@ -88,7 +89,7 @@ impl Structure {
         Structure {
             normalizer: component("normalizer"),
             pre_tokenizer: component("pre_tokenizer"),
-            ignore_merges: json.get("model").and_then(|m| m.get("ignore_merges")).is_some_and(truthy),
+            ignore_merges: json.get("model").and_then(|m| m.get("ignore_merges")).is_some_and(is_truthy),
         }
     }
 }

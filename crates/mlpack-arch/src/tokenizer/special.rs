@@ -5,8 +5,9 @@
 //! the first that is found stands. Flags come from the post-processor, then from `tokenizer_config.json`.
 
 use super::chat::ChatTemplate;
-use super::files::{Object, describe, truthy};
+use super::files::{Object, describe};
 use super::{Error, Input};
+use crate::json::is_truthy;
 use mlpack_tensor::{Escaped, MetaValue, Metadata};
 use serde_json::Value;
 
@@ -149,7 +150,7 @@ impl Loader {
         if self.vocab.wants_merges {
             self.vocab.merges = merges(input, json)?;
         }
-        if let Some(normalizer) = json.get("normalizer").filter(|v| truthy(v)) {
+        if let Some(normalizer) = json.get("normalizer").filter(|v| is_truthy(v)) {
             self.normalizer(normalizer);
         }
         let mut roles = Roles {
@@ -158,15 +159,15 @@ impl Loader {
             eos: self.configured("eos"),
             sep: self.configured("sep"),
         };
-        if !truthy(&roles.bos) && truthy(&roles.cls) {
+        if !is_truthy(&roles.bos) && is_truthy(&roles.cls) {
             roles.bos = roles.cls.clone();
             self.configure("bos", &roles.bos);
         }
-        if !truthy(&roles.eos) && truthy(&roles.sep) {
+        if !is_truthy(&roles.eos) && is_truthy(&roles.sep) {
             roles.eos = roles.sep.clone();
             self.configure("eos", &roles.eos);
         }
-        if let Some(processor) = json.get("post_processor").filter(|v| truthy(v)) {
+        if let Some(processor) = json.get("post_processor").filter(|v| is_truthy(v)) {
             let one = std::slice::from_ref(processor);
             let all = match processor.get("processors") {
                 None => one,
@@ -198,7 +199,7 @@ impl Loader {
             Some("Lowercase") => self.vocab.lowercase = Some(true),
             Some("StripAccents") => self.vocab.strip_accents = Some(true),
             Some("BertNormalizer") => {
-                let flag = |v: &Value| (!v.is_null()).then(|| truthy(v));
+                let flag = |v: &Value| (!v.is_null()).then(|| is_truthy(v));
                 if let Some(value) = normalizer.get("lowercase") {
                     self.vocab.lowercase = flag(value);
                 }
@@ -232,11 +233,11 @@ impl Loader {
                     Some(token) => token.clone(),
                     None => other.clone(),
                 };
-                if !truthy(&roles.cls) && self.config.is_some() {
+                if !is_truthy(&roles.cls) && self.config.is_some() {
                     roles.cls = named("cls", &roles.bos);
                     self.configure("cls", &roles.cls);
                 }
-                if !truthy(&roles.sep) && self.config.is_some() {
+                if !is_truthy(&roles.sep) && self.config.is_some() {
                     roles.sep = named("sep", &roles.eos);
                     self.configure("sep", &roles.sep);
                 }
@@ -286,7 +287,7 @@ impl Loader {
             adds |= separates(second);
         }
         self.vocab.set_flag("sep", adds);
-        if adds && !truthy(&roles.sep) {
+        if adds && !is_truthy(&roles.sep) {
             let eos = roles.eos.clone();
             self.configure("sep", &eos);
         }
@@ -296,11 +297,11 @@ impl Loader {
         if self.config.is_none() {
             roles.bos = token.clone();
         } else if *token != roles.bos && *token != roles.cls {
-            if !truthy(&roles.bos) {
+            if !is_truthy(&roles.bos) {
                 roles.bos = token.clone();
                 self.configure("bos", token);
             }
-            if !truthy(&roles.cls) {
+            if !is_truthy(&roles.cls) {
                 roles.cls = token.clone();
                 self.configure("cls", token);
             }
@@ -413,7 +414,7 @@ struct Roles {
 
 /// The id of a template part of that kind, when it has one.
 fn part<'v>(value: &'v Value, kind: &str) -> Option<&'v Value> {
-    value.get(kind).and_then(|v| v.get("id")).filter(|id| truthy(id))
+    value.get(kind).and_then(|v| v.get("id")).filter(|id| is_truthy(id))
 }
 
 /// Whether Python reads the number as an `int`.

@@ -2,9 +2,9 @@
 //! `added_tokens.json` and `tokenizer_config.json` put in place (llama.cpp b11434, `conversion/base.py`,
 //! `_create_vocab_sentencepiece`).
 
-use super::files::truthy;
 use super::special::{self, STANDARD_TYPES, SpecialVocab, Wanted};
 use super::{Error, Input};
+use crate::json::is_truthy;
 use mlpack_tensor::{Escaped, MetaValue, Metadata};
 use prost::Message as _;
 use std::collections::HashSet;
@@ -210,7 +210,7 @@ fn apply_added_tokens_decoder(input: &mut Input<'_>, vocab: &mut ScoredTokens) -
                 Escaped(content)
             ));
         }
-        if data.get("special").is_some_and(truthy) || special::looks_special(content) {
+        if data.get("special").is_some_and(is_truthy) || special::looks_special(content) {
             vocab.set(id, content.to_owned(), ADDED_SCORE, CONTROL);
         } else {
             vocab.set(id, content.replace('\u{2581}', " "), ADDED_SCORE, USER_DEFINED);

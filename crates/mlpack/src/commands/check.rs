@@ -8,7 +8,6 @@ use crate::show::{Show, bytes, table};
 use mlpack_convert::{GgufRequest, Output, Plan, Source, open_model, plan_gguf};
 use mlpack_tensor::Escaped;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Shows what `convert` would write, from headers alone.
 pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
@@ -53,7 +52,7 @@ fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option
     });
     text.push_str(&table(["file", "size", "tensors"], rows));
     let free = free.map_or("unknown".to_owned(), bytes);
-    text.push_str(&format!("\nneeds {} in `{}`; free {free}\n", bytes(plan.byte_len()), show_dir(&args.output)));
+    text.push_str(&format!("\nneeds {} in `{}`; free {free}\n", bytes(plan.byte_len()), args.output.display()));
     for (name, reason) in &plan.dropped {
         text.push_str(&format!("left out: {} ({reason})\n", Escaped(name)));
     }
@@ -72,10 +71,6 @@ fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option
         }
     }
     text
-}
-
-fn show_dir(dir: &Path) -> String {
-    dir.display().to_string()
 }
 
 fn tensors(output: &Output) -> String {

@@ -2,7 +2,7 @@
 
 use crate::cli::{ConvertArgs, Format};
 use crate::exit::Exit;
-use crate::show::{Show, bytes, table};
+use crate::show::{Show, bytes, files_table};
 use crate::{inputs, lineage};
 use mlpack_arch::Families;
 use mlpack_convert::{
@@ -84,8 +84,7 @@ fn tensor_types(output: &Output) -> Value {
 }
 
 fn report(plan: &Plan, files: &[SealedFile]) -> (String, Value) {
-    let rows = files.iter().map(|f| [f.path.display().to_string(), bytes(f.byte_len), f.sha256.to_string()]);
-    let mut text = table(["file", "size", "sha256"], rows);
+    let mut text = files_table(files);
     for (name, reason) in &plan.dropped {
         text.push_str(&format!("left out: {} ({reason})\n", mlpack_tensor::Escaped(name)));
     }

@@ -2,7 +2,7 @@
 
 use crate::cli::MergeArgs;
 use crate::exit::Exit;
-use crate::show::{Show, bytes, table};
+use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use mlpack_convert::{Resources, SealedFile, Source, plan_merge};
 use mlpack_fs::AtomicDir;
@@ -18,12 +18,8 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let source = Source::open(&args.source.model, &adapters)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let files = merge_into(&source, &runs, AtomicDir::create(&args.output)?, &resources, out)?;
-    let rows = files.iter().map(|f| [f.path.display().to_string(), bytes(f.byte_len), f.sha256.to_string()]);
-    let list: Vec<_> =
-        files.iter().map(|f| json!({"path": f.path, "bytes": f.byte_len, "sha256": f.sha256.to_string()})).collect();
-    let value =
-        json!({"schema": "mlpack.merge/v1", "directory": args.output, "files": list, "warnings": source.warnings});
-    out.result(&table(["file", "size", "sha256"], rows), &value);
+    let value = json!({"schema": "mlpack.merge/v1", "directory": args.output, "files": files_json(&files), "warnings": source.warnings});
+    out.result(&files_table(&files), &value);
     Ok(Exit::Done)
 }
 

@@ -39,7 +39,8 @@ impl Settings {
     }
 }
 
-fn text(path: &Path) -> anyhow::Result<String> {
+/// A template or a licence.
+pub fn text(path: &Path) -> anyhow::Result<String> {
     Ok(read_to_string_bounded(path, MAX_TEXT_LEN)?)
 }
 

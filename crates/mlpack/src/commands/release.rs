@@ -1,13 +1,13 @@
 //! `mlpack release`: everything that `mlpack.toml` declares.
 
-use super::modelfile::Settings;
+use super::modelfile::{self, Settings};
 use super::{convert::convert_into, merge::merge_into, publish, trace};
 use crate::cli::ReleaseArgs;
 use crate::exit::Exit;
-use crate::show::{Show, bytes, table};
+use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use config::Config;
-use mlpack_convert::{GgufRequest, SealedFile, Source};
+use mlpack_convert::{GgufRequest, Source};
 use mlpack_fs::AtomicDir;
 use mlpack_oci::Parameter;
 use mlpack_provenance::{RunSource, TraceOptions};
@@ -45,7 +45,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let request = GgufRequest { name: &config.name, variants: &variants, pre: config.gguf.pre.as_deref() };
     let (_, files) = convert_into(&source, &families, &request, &runs, &dir, &resources, out)?;
     let mut manifests = Vec::new();
-    let mut text = table(["file", "size", "sha256"], files.iter().map(row));
+    let mut text = files_table(&files);
     if let Some((layout, tag)) = target {
         let layout = if layout.is_absolute() { layout } else { dir.join(layout) };
         let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
@@ -69,23 +69,17 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         text.push('\n');
         text.push_str(&trace::text(last));
     }
-    let list: Vec<_> =
-        files.iter().map(|f| json!({"path": f.path, "bytes": f.byte_len, "sha256": f.sha256.to_string()})).collect();
     let value = json!({
-        "schema": "mlpack.release/v1", "outputs": list, "published": manifests,
+        "schema": "mlpack.release/v1", "outputs": files_json(&files), "published": manifests,
         "traces": traces.iter().map(mlpack_provenance::Trace::to_json).collect::<Vec<_>>(),
     });
     out.result(&text, &value);
     Ok(if holds { Exit::Done } else { Exit::No })
 }
 
-fn row(file: &SealedFile) -> [String; 3] {
-    [file.path.display().to_string(), bytes(file.byte_len), file.sha256.to_string()]
-}
-
 fn settings(config: &Config) -> anyhow::Result<Settings> {
     let declared = &config.modelfile;
-    let read = |path: &PathBuf| mlpack_fs::read_to_string_bounded(&config.path(path), 1 << 20);
+    let read = |path: &PathBuf| modelfile::text(&config.path(path));
     let mut parameters = Vec::new();
     for (name, value) in &declared.parameters {
         for text in value.texts() {
