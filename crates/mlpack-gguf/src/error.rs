@@ -1,8 +1,15 @@
 //! What can be wrong with a GGUF file, read or to be written.
 
 use mlpack_fs::{ErrorKind, ReadError};
-use mlpack_tensor::{Escaped, GgmlType, Shape};
+use mlpack_tensor::{Escaped, GgmlType, MetaValue, Shape, join_limited};
 use std::path::PathBuf;
+
+/// Items of a list that are shown before it is cut with a count.
+const SHOWN: usize = 10;
+
+fn more(len: usize) -> String {
+    if len > SHOWN { format!("\n  and {} more problems", len - SHOWN) } else { String::new() }
+}
 
 /// Why a GGUF file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +27,76 @@ pub enum Error {
         field: String,
         /// What is wrong with it.
         problem: Problem,
+    },
+    /// The parts of a split model do not make a whole.
+    #[error("cannot read split model `{}`\n  {}{}", path.display(), problems.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("\n  "), more(problems.len()))]
+    Split {
+        /// The file that was opened.
+        path: PathBuf,
+        /// Everything that is wrong.
+        problems: Vec<SplitProblem>,
+    },
+}
+
+/// One way in which the parts of a split model do not make a whole.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitProblem {
+    /// A later part was opened.
+    #[error("not the first part\n  expected: part 1 of {count}\n  found:    part {} of {count}", no + 1)]
+    LaterPart {
+        /// The number of the part that was opened, from 0.
+        no: u64,
+        /// The number of parts.
+        count: u64,
+        /// The name of the first part, if this part's name says it.
+        first: Option<String>,
+    },
+    /// The names of the other parts cannot be told from this one's.
+    #[error("the file name does not say which part it is\n  expected: a name like `{expected}`")]
+    FileName {
+        /// An example.
+        expected: String,
+    },
+    /// Parts that are not there.
+    #[error("parts are missing\n  expected: {count} files\n  found:    no {}", join_limited(parts.iter().map(String::as_str), SHOWN))]
+    Missing {
+        /// The number of parts.
+        count: u64,
+        /// The names of the parts that are not there.
+        parts: Vec<String>,
+    },
+    /// A part that says something else than it must.
+    #[error("key `{key}` of `{}`\n  expected: {expected}\n  found:    {}", path.display(), found.as_ref().map_or("no such key".to_owned(), MetaValue::to_string))]
+    Key {
+        /// The part's file name.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is, if it is there.
+        found: Option<MetaValue>,
+    },
+    /// More or fewer tensors than the parts say.
+    #[error(
+        "the parts do not hold all tensors, or too many\n  expected: {expected} (split.tensors.count)\n  found:    {found}"
+    )]
+    TensorCount {
+        /// The number that the first part states.
+        expected: u64,
+        /// The number in all parts.
+        found: u64,
+    },
+    /// A tensor in two parts.
+    #[error("tensor `{}` of `{}` is in `{}` too", Escaped(tensor), path.display(), other.display())]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+        /// The file name of the later part.
+        path: PathBuf,
+        /// The file name of the earlier part.
+        other: PathBuf,
     },
 }
 
@@ -87,7 +164,7 @@ pub enum Problem {
     #[error("expected a u32 power of two\n  found:    {found}")]
     Alignment {
         /// The value found.
-        found: String,
+        found: MetaValue,
     },
     /// More dimensions than ggml has.
     #[error("too many dimensions\n  expected: 1 to {limit}\n  found:    {found}")]
@@ -103,7 +180,15 @@ pub enum Problem {
         /// The number found.
         found: u32,
     },
-    /// Rows that are not whole blocks, or a size over 64 bits.
+    /// A size over 64 bits.
+    #[error("its size does not fit in 64 bits\n  found:    {shape} as {ty}")]
+    Size {
+        /// The type found.
+        ty: GgmlType,
+        /// The shape found, outermost dimension first.
+        shape: Shape,
+    },
+    /// Rows that are not whole blocks.
     #[error("its shape does not fit its type\n  expected: rows of a multiple of {} elements ({ty})\n  found:    {shape}", ty.block_len())]
     Shape {
         /// The type found.
@@ -154,6 +239,7 @@ impl Error {
             Error::File { problem: Problem::Version { .. } | Problem::TensorType { .. }, .. } => ErrorKind::Unsupported,
             Error::File { problem: Problem::Nesting { .. }, .. } => ErrorKind::Limit,
             Error::File { .. } => ErrorKind::Malformed,
+            Error::Split { problems, .. } => problems.first().map_or(ErrorKind::Malformed, SplitProblem::kind),
         }
     }
 
@@ -168,13 +254,40 @@ impl Error {
                 "the file may be from a newer llama.cpp than the one this version follows"
             }
             Error::File { .. } => return None,
+            Error::Split { problems, .. } => return problems.iter().find_map(SplitProblem::hint),
         };
         Some(hint.to_owned())
     }
 }
 
+impl SplitProblem {
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            SplitProblem::LaterPart { .. } => ErrorKind::Misuse,
+            SplitProblem::Missing { .. } => ErrorKind::Io,
+            SplitProblem::Key { .. } | SplitProblem::TensorCount { .. } | SplitProblem::Duplicate { .. } => {
+                ErrorKind::Mismatch
+            }
+            SplitProblem::FileName { .. } => ErrorKind::Misuse,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            SplitProblem::LaterPart { first: Some(first), .. } => format!("open `{}`", Escaped(first)),
+            SplitProblem::LaterPart { first: None, .. } => "open the first part".to_owned(),
+            SplitProblem::FileName { .. } => "give the parts the names back that they were made with".to_owned(),
+            SplitProblem::Missing { .. } => "put all parts into one folder".to_owned(),
+            SplitProblem::Key { .. } | SplitProblem::TensorCount { .. } | SplitProblem::Duplicate { .. } => {
+                "the parts may come from different models or versions; fetch all of them again".to_owned()
+            }
+        })
+    }
+}
+
 /// Why a file cannot be laid out: names and shapes that GGUF cannot hold.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
     /// A tensor name that ggml would refuse.
@@ -200,6 +313,14 @@ pub enum LayoutError {
         ty: GgmlType,
         /// Its shape, outermost dimension first.
         shape: Shape,
+    },
+    /// A `general.alignment` that a file cannot have.
+    #[error("key `general.alignment`\n  expected: a u32 power of two, at most {limit}\n  found:    {found}")]
+    Alignment {
+        /// The limit.
+        limit: u64,
+        /// The value.
+        found: MetaValue,
     },
 }
 

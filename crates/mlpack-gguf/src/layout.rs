@@ -7,7 +7,9 @@
 //! | zeros to the alignment | data, each tensor followed by zeros to the alignment |
 //! ```
 //! A string is its length as u64 and its bytes; everything is little-endian. Format: ggml `docs/gguf.md`; that the last
-//! tensor is padded too is what llama.cpp b11434 does (`gguf-py/gguf/gguf_writer.py`, `src/llama-quant.cpp`).
+//! tensor is padded too is what llama.cpp b11434 does (`gguf-py/gguf/gguf_writer.py`, `src/llama-quant.cpp`). Its llama-quantize
+//! pads to 32 whatever `general.alignment` says, and still copies that key: what it makes of a file with another alignment
+//! cannot be read. Here the key holds.
 
 use crate::{LayoutError, MAGIC, MAX_DIMS, MAX_NAME, VERSION, value_type as vt};
 use mlpack_tensor::{GgmlType, MetaArray, MetaValue, Metadata, Shape};
@@ -16,6 +18,9 @@ use std::ops::Range;
 
 /// The alignment of a file without `general.alignment`.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The largest alignment that is written: the header is padded to it in memory.
+const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// A tensor to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +53,10 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out a file with the default alignment. Tensors are stored in the order given.
+    /// Lays out a file. Tensors are stored in the order given, at multiples of `general.alignment` where the metadata has
+    /// that key, and of 32 where it has not.
     pub fn new(metadata: &Metadata, tensors: Vec<TensorSpec>) -> Result<Layout, LayoutError> {
+        let alignment = alignment(metadata)?;
         let mut header = Vec::new();
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -76,11 +83,11 @@ impl Layout {
             header.extend_from_slice(&spec.ty.id().to_le_bytes());
             header.extend_from_slice(&offset.to_le_bytes());
             let end = offset.checked_add(byte_len).ok_or_else(misfit)?;
-            let padded = end.checked_next_multiple_of(DEFAULT_ALIGNMENT).ok_or_else(misfit)?;
+            let padded = end.checked_next_multiple_of(alignment).ok_or_else(misfit)?;
             slots.push(TensorSlot { spec: spec.clone(), range: offset..end, padded_end: padded });
             offset = padded;
         }
-        header.resize(header.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
+        header.resize(header.len().next_multiple_of(alignment as usize), 0);
         let data_start = header.len() as u64;
         for slot in &mut slots {
             slot.range = slot.range.start + data_start..slot.range.end + data_start;
@@ -102,6 +109,14 @@ impl Layout {
     /// The length of the file in bytes.
     pub fn byte_len(&self) -> u64 {
         self.byte_len
+    }
+}
+
+fn alignment(metadata: &Metadata) -> Result<u64, LayoutError> {
+    match metadata.find("general.alignment") {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(MetaValue::U32(n)) if n.is_power_of_two() && u64::from(*n) <= MAX_ALIGNMENT => Ok(u64::from(*n)),
+        Some(other) => Err(LayoutError::Alignment { limit: MAX_ALIGNMENT, found: other.clone() }),
     }
 }
 
@@ -213,6 +228,42 @@ mod tests {
             &table[..29],
             [&[1, 0, 0, 0, 0, 0, 0, 0, b'a', 2, 0, 0, 0][..], &5u64.to_le_bytes(), &3u64.to_le_bytes()].concat()
         );
+    }
+
+    #[test]
+    fn general_alignment_is_kept() {
+        let tensors = || vec![spec("a", GgmlType::F32, &[3]), spec("b", GgmlType::F32, &[1])];
+        for alignment in [1u32, 8, 64, 4096] {
+            let mut metadata = Metadata::new();
+            metadata.set("general.alignment", alignment.into());
+            let layout = Layout::new(&metadata, tensors()).unwrap();
+            let [a, b] = layout.tensors() else { panic!() };
+            let whole = |n: u64| n.next_multiple_of(u64::from(alignment));
+            assert_eq!((a.range.start, layout.header().len() as u64), (whole(a.range.start), a.range.start));
+            assert_eq!((b.range.start, layout.byte_len()), (whole(a.range.end), whole(b.range.end)));
+        }
+    }
+
+    #[test]
+    fn refuses_an_alignment_that_is_none() {
+        for value in [
+            0u32.into(),
+            48u32.into(),
+            (1u32 << 31).into(),
+            32u64.into(),
+            MetaValue::from(-32),
+            "32".into(),
+            32.0f32.into(),
+        ] {
+            let mut metadata = Metadata::new();
+            metadata.set("general.alignment", value);
+            assert!(matches!(Layout::new(&metadata, vec![]), Err(LayoutError::Alignment { .. })));
+        }
+        let mut metadata = Metadata::new();
+        metadata.set("general.alignment", 48u32.into());
+        let text = Layout::new(&metadata, vec![]).unwrap_err().to_string();
+        let expected = "  expected: a u32 power of two, at most 1048576\n  found:    48 (u32)";
+        assert_eq!(text, format!("key `general.alignment`\n{expected}"));
     }
 
     #[test]

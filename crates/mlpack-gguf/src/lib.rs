@@ -1,7 +1,8 @@
 //! Reads and writes GGUF version 3: ordered metadata, a tensor table, aligned data.
 //!
 //! [`Layout`] is everything about a file that is known before its data: the header bytes and the place of every
-//! tensor. [`GgufFile`] is a file that exists, with its table checked.
+//! tensor. [`GgufFile`] is a file that exists, with its table checked; [`GgufModel`] is one such file, or all parts of a
+//! split model.
 //!
 //! ```
 //! use mlpack_gguf::{Layout, TensorSpec};
@@ -22,10 +23,12 @@
 
 mod error;
 mod layout;
+mod model;
 mod read;
 
-pub use error::{Error, LayoutError, Problem};
+pub use error::{Error, LayoutError, Problem, SplitProblem};
 pub use layout::{DEFAULT_ALIGNMENT, Layout, TensorSlot, TensorSpec};
+pub use model::{GgufModel, part_name};
 pub use read::{GgufFile, Tensor};
 
 /// `GGUF` in ASCII, the first four bytes of a file.

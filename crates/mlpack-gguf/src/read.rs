@@ -38,11 +38,25 @@ pub struct GgufFile {
 impl GgufFile {
     /// Opens a file and reads its header; no tensor data is read.
     pub fn open(path: &Path) -> Result<GgufFile, Error> {
-        let map = MappedFile::open(path)?;
+        GgufFile::from_map(MappedFile::open(path)?)
+    }
+
+    /// The same for a file that is mapped already.
+    pub fn from_map(map: MappedFile) -> Result<GgufFile, Error> {
         let parsed = parse(map.bytes());
         let (metadata, tensors, data_start) =
-            parsed.map_err(|(field, problem)| Error::File { path: path.to_owned(), field, problem })?;
+            parsed.map_err(|(field, problem)| Error::File { path: map.path().to_owned(), field, problem })?;
         Ok(GgufFile { map, metadata, tensors, data_start })
+    }
+
+    /// The mapped file, for hashing and for giving pages back.
+    pub fn map(&self) -> &MappedFile {
+        &self.map
+    }
+
+    /// The mapped file alone.
+    pub fn into_map(self) -> MappedFile {
+        self.map
     }
 
     /// The path of the file.
@@ -137,7 +151,7 @@ fn alignment(metadata: &Metadata) -> Result<u64, Wrong> {
     match metadata.find("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(MetaValue::U32(n)) if n.is_power_of_two() => Ok(u64::from(*n)),
-        Some(other) => Err(("key `general.alignment`".to_owned(), Problem::Alignment { found: format!("{other:?}") })),
+        Some(other) => Err(("key `general.alignment`".to_owned(), Problem::Alignment { found: other.clone() })),
     }
 }
 
@@ -166,7 +180,10 @@ fn read_table(r: &mut BoundedReader<'_>, count: u64) -> Result<Vec<(Tensor, u64)
         let shape = Shape::new(dims);
         let id = at(field, r.u32())?;
         let ty = GgmlType::from_id(id).ok_or_else(|| (field(), Problem::TensorType { found: id }))?;
-        let byte_len = ty.byte_len(&shape).ok_or_else(|| (field(), Problem::Shape { ty, shape: shape.clone() }))?;
+        if !shape.row_len().is_multiple_of(ty.block_len()) {
+            return Err((field(), Problem::Shape { ty, shape }));
+        }
+        let byte_len = ty.byte_len(&shape).ok_or_else(|| (field(), Problem::Size { ty, shape: shape.clone() }))?;
         let offset = at(field, r.u64())?;
         tensors.push((Tensor { name, ty, shape, range: 0..byte_len }, offset));
     }

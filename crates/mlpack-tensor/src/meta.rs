@@ -1,5 +1,8 @@
 //! Typed metadata values, as GGUF version 3 defines them (ggml `docs/gguf.md`, "gguf_metadata_value_type").
 
+use crate::Escaped;
+use std::fmt;
+
 /// One metadata value. The variant is the type that is written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetaValue {
@@ -60,6 +63,65 @@ pub enum MetaArray {
     I64(Vec<i64>),
     /// Elements of GGUF type 12.
     F64(Vec<f64>),
+}
+
+impl MetaValue {
+    /// The name of the type in lower case, as ggml spells it; `array` for all arrays.
+    pub const fn type_name(&self) -> &'static str {
+        match self {
+            MetaValue::U8(_) => "u8",
+            MetaValue::I8(_) => "i8",
+            MetaValue::U16(_) => "u16",
+            MetaValue::I16(_) => "i16",
+            MetaValue::U32(_) => "u32",
+            MetaValue::I32(_) => "i32",
+            MetaValue::F32(_) => "f32",
+            MetaValue::Bool(_) => "bool",
+            MetaValue::String(_) => "str",
+            MetaValue::Array(_) => "array",
+            MetaValue::U64(_) => "u64",
+            MetaValue::I64(_) => "i64",
+            MetaValue::F64(_) => "f64",
+        }
+    }
+
+    /// The value of an integer of any width that is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            MetaValue::U8(v) => Some(u64::from(*v)),
+            MetaValue::U16(v) => Some(u64::from(*v)),
+            MetaValue::U32(v) => Some(u64::from(*v)),
+            MetaValue::U64(v) => Some(*v),
+            MetaValue::I8(v) => u64::try_from(*v).ok(),
+            MetaValue::I16(v) => u64::try_from(*v).ok(),
+            MetaValue::I32(v) => u64::try_from(*v).ok(),
+            MetaValue::I64(v) => u64::try_from(*v).ok(),
+            MetaValue::F32(_) | MetaValue::Bool(_) | MetaValue::String(_) | MetaValue::Array(_) | MetaValue::F64(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// The value and its type, for messages: "3 (u32)"; of an array the type alone. Text is escaped.
+impl fmt::Display for MetaValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MetaValue::U8(v) => write!(f, "{v} (u8)"),
+            MetaValue::I8(v) => write!(f, "{v} (i8)"),
+            MetaValue::U16(v) => write!(f, "{v} (u16)"),
+            MetaValue::I16(v) => write!(f, "{v} (i16)"),
+            MetaValue::U32(v) => write!(f, "{v} (u32)"),
+            MetaValue::I32(v) => write!(f, "{v} (i32)"),
+            MetaValue::F32(v) => write!(f, "{v} (f32)"),
+            MetaValue::Bool(v) => write!(f, "{v} (bool)"),
+            MetaValue::String(v) => write!(f, "`{}` (str)", Escaped(v)),
+            MetaValue::Array(_) => f.write_str("an array"),
+            MetaValue::U64(v) => write!(f, "{v} (u64)"),
+            MetaValue::I64(v) => write!(f, "{v} (i64)"),
+            MetaValue::F64(v) => write!(f, "{v} (f64)"),
+        }
+    }
 }
 
 /// Metadata in file order. Setting a key that is there keeps its place and replaces its value, as llama.cpp's Python
@@ -166,5 +228,21 @@ mod tests {
         assert_eq!(m.iter().map(|(k, _)| k).collect::<Vec<_>>(), ["a", "b"]);
         m.set_last("a", 4u32.into());
         assert_eq!(m.iter().collect::<Vec<_>>(), [("b", &MetaValue::U32(2)), ("a", &MetaValue::U32(4))]);
+    }
+
+    #[test]
+    fn integers_of_any_width_are_read_and_shown_with_their_type() {
+        for (value, number, text) in [
+            (MetaValue::U16(3), Some(3), "3 (u16)"),
+            (MetaValue::I32(29), Some(29), "29 (i32)"),
+            (MetaValue::I64(-1), None, "-1 (i64)"),
+            (MetaValue::U64(u64::MAX), Some(u64::MAX), "18446744073709551615 (u64)"),
+            (MetaValue::F32(1.5), None, "1.5 (f32)"),
+            (MetaValue::Bool(true), None, "true (bool)"),
+            ("a\nb".into(), None, "`a\\u{a}b` (str)"),
+            (vec![1u8].into(), None, "an array"),
+        ] {
+            assert_eq!((value.as_u64(), value.to_string().as_str()), (number, text));
+        }
     }
 }

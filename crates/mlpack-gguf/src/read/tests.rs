@@ -118,6 +118,50 @@ fn value() -> impl Strategy<Value = MetaValue> {
     ]
 }
 
+#[test]
+fn refuses_an_alignment_that_is_no_power_of_two() {
+    for value in [0u32.into(), 48u32.into(), 32u64.into(), MetaValue::from("32")] {
+        let mut m = Metadata::new();
+        m.set("general.alignmenT", value.clone());
+        let mut bytes = write(&m, vec![]);
+        let at = bytes.windows(17).position(|w| w == b"general.alignmenT").unwrap();
+        bytes[at + 16] = b't';
+        let (field, problem) = parse(&bytes).unwrap_err();
+        assert_eq!(field, "key `general.alignment`");
+        assert_eq!(problem.to_string(), format!("expected a u32 power of two\n  found:    {value}"));
+    }
+}
+
+#[test]
+fn reads_a_file_with_another_alignment() {
+    let (mut m, tensors) = sample();
+    m.set("general.alignment", 1024u32.into());
+    let bytes = write(&m, tensors);
+    let (_, table, data_start) = parse(&bytes).unwrap();
+    assert_eq!(
+        (data_start % 1024, table[1].range.start - data_start, bytes.len() as u64),
+        (0, 1024, data_start + 2048)
+    );
+}
+
+#[test]
+fn absurd_dimensions_are_refused() {
+    let (m, _) = sample();
+    let spec = TensorSpec { name: "a".into(), ty: GgmlType::F32, shape: Shape::new(vec![77, 99]) };
+    let bytes = write(&m, vec![spec]);
+    let at = |n: u64| bytes.windows(8).rposition(|w| w == n.to_le_bytes()).unwrap();
+    let with = |inner: u64, outer: u64| {
+        let mut b = bytes.clone();
+        let (i, j) = (at(99), at(77));
+        b[i..i + 8].copy_from_slice(&inner.to_le_bytes());
+        b[j..j + 8].copy_from_slice(&outer.to_le_bytes());
+        parse(&b).unwrap_err().1
+    };
+    assert!(matches!(with(1 << 60, 1), Problem::OutOfRange { .. }));
+    assert!(matches!(with(1 << 62, 4), Problem::Size { .. }), "2^66 bytes");
+    assert!(matches!(with(1 << 32, 1 << 32), Problem::Size { .. }), "2^66 bytes");
+}
+
 proptest! {
     #[test]
     fn metadata_round_trips(entries in proptest::collection::vec((".{1,8}", value()), 0..6)) {
@@ -128,13 +172,66 @@ proptest! {
     }
 
     #[test]
-    fn damaged_bytes_never_panic(at in 0usize..400, byte in any::<u8>()) {
+    fn damaged_files_are_errors_or_read_within_their_bounds(damage in proptest::collection::vec(damage(), 1..5)) {
         let (m, tensors) = sample();
         let mut bytes = write(&m, tensors);
-        let i = at % bytes.len();
-        bytes[i] = byte;
-        if let Ok((metadata, tensors, _)) = parse(&bytes) {
-            prop_assert!(metadata.len() == 5 && tensors.len() <= 2);
+        for damage in damage {
+            if !bytes.is_empty() {
+                apply(&mut bytes, damage);
+            }
+        }
+        match parse(&bytes) {
+            Err((field, problem)) => prop_assert!(!field.is_empty() && !problem.to_string().is_empty()),
+            Ok((metadata, tensors, data_start)) => {
+                // Every key and tensor takes bytes of the file, so neither can be more than those.
+                prop_assert!(metadata.len() * 14 + tensors.len() * 33 <= bytes.len());
+                let mut ranges: Vec<_> = tensors.iter().map(|t| t.range.clone()).collect();
+                ranges.sort_by_key(|r| (r.start, r.end));
+                prop_assert!(ranges.iter().all(|r| data_start <= r.start && r.end <= bytes.len() as u64));
+                prop_assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start));
+                // What was read can be written, unless it asks for an alignment that is not written.
+                let spec = |t: &Tensor| TensorSpec { name: t.name.clone(), ty: t.ty, shape: t.shape.clone() };
+                match Layout::new(&metadata, tensors.iter().map(spec).collect()) {
+                    Ok(layout) => prop_assert_eq!(layout.tensors().len(), tensors.len()),
+                    Err(e) => prop_assert!(matches!(e, crate::LayoutError::Alignment { .. }), "{}", e),
+                }
+            }
+        }
+    }
+}
+
+/// One way to damage a file.
+#[derive(Clone, Debug)]
+enum Damage {
+    Flip(usize, u8),
+    Number(usize, u64),
+    Cut(usize),
+    Splice(usize, usize, usize),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let number = prop_oneof![Just(0), Just(u64::MAX), Just(1 << 60), Just(1 << 32), Just((1 << 61) + 1), any::<u64>()];
+    prop_oneof![
+        (any::<usize>(), 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        (any::<usize>(), number).prop_map(|(at, number)| Damage::Number(at, number)),
+        any::<usize>().prop_map(Damage::Cut),
+        (any::<usize>(), any::<usize>(), 1usize..80).prop_map(|(from, to, len)| Damage::Splice(from, to, len)),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, damage: Damage) {
+    let len = bytes.len();
+    match damage {
+        Damage::Flip(at, bit) => bytes[at % len] ^= 1 << bit,
+        Damage::Number(at, number) => {
+            let at = at % len;
+            let n = 8.min(len - at);
+            bytes[at..at + n].copy_from_slice(&number.to_le_bytes()[..n]);
+        }
+        Damage::Cut(at) => bytes.truncate(at % len),
+        Damage::Splice(from, to, n) => {
+            let piece: Vec<u8> = bytes[from % len..].iter().take(n).copied().collect();
+            bytes.splice(to % len..to % len, piece);
         }
     }
 }
