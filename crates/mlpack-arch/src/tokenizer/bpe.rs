@@ -1,7 +1,7 @@
-//! Byte-level BPE vocabularies from `tokenizer.json` (llama.cpp b11434, `conversion/base.py`, `get_vocab_base` and
-//! `_set_vocab_gpt2`).
+//! Vocabularies that the HF library has to work for: byte-level BPE and WordPiece from `tokenizer.json` (llama.cpp
+//! b11434, `conversion/base.py`, `get_vocab_base` and `_set_vocab_gpt2`).
 
-use super::auto::{self, Loaded};
+use super::auto::{self, Loaded, ModelKind};
 use super::special::{self, STANDARD_TYPES, SpecialVocab, Wanted};
 use super::spm::token_type::{CONTROL, NORMAL, UNUSED, USER_DEFINED};
 use super::{Error, Input, pre};
@@ -9,47 +9,82 @@ use mlpack_tensor::{MetaValue, Metadata};
 use std::collections::HashMap;
 use tokenizers::Tokenizer;
 
-/// Reads `tokenizer.json` and writes its keys.
+/// Reads `tokenizer.json` as byte-level BPE and writes its keys (`_set_vocab_gpt2`).
 pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<(), Error> {
-    let Loaded { tokenizer, structure, .. } = auto::load(input)?;
-    let vocab = tokenizer.get_vocab(true);
-    let size = match input.configured_size("vocab_size")? {
-        Some(size) => size,
-        None => input.checked_size(vocab.len() as u64)?,
-    };
-    let by_id = by_id(input, &vocab, size)?;
-    let ids = encode(input, &tokenizer, pre::CHECK_TEXT, true)?;
-    let pre = pre::name(input, &ids, &structure)?;
-
-    let added = tokenizer.get_added_tokens_decoder();
-    let mut tokens = Vec::with_capacity(by_id.len());
-    let mut types = Vec::with_capacity(by_id.len());
-    for (id, token) in by_id.into_iter().enumerate() {
-        let (token, kind) = match (token, added.get(&(id as u32))) {
-            (None, _) => (format!("[PAD{id}]"), UNUSED),
-            (Some(token), Some(properties)) if properties.content == *token => {
-                // llama.cpp looks for these tokens in text as it is, so they are stored as the tokenizer prints them.
-                let text = if properties.normalized { token.clone() } else { round_trip(input, &tokenizer, token)? };
-                if properties.special || special::looks_special(&text) {
-                    (text, CONTROL)
-                } else {
-                    (text.replace('\u{2581}', " "), USER_DEFINED)
-                }
-            }
-            (Some(token), _) => (token.clone(), NORMAL),
-        };
-        tokens.push(token);
-        types.push(kind);
-    }
-    metadata.set("tokenizer.ggml.model", "gpt2".into());
-    metadata.set("tokenizer.ggml.pre", pre.into());
-    if !tokens.is_empty() {
-        metadata.set("tokenizer.ggml.tokens", tokens.into());
-        metadata.set("tokenizer.ggml.token_type", MetaValue::from(types));
-    }
-    let wanted = Wanted { merges: true, types: STANDARD_TYPES, vocab_size: None };
-    SpecialVocab::load(input, &wanted)?.write(metadata, &mut input.warnings);
+    Base::load(input, ModelKind::Bpe)?.write("gpt2", metadata);
+    special(input)?.write(metadata, &mut input.warnings);
     Ok(())
+}
+
+/// The merges and special tokens that go with byte-level BPE.
+pub(super) fn special(input: &mut Input<'_>) -> Result<SpecialVocab, Error> {
+    SpecialVocab::load(input, &Wanted { merges: true, types: STANDARD_TYPES, vocab_size: None })
+}
+
+/// Tokens and types by id, with the name of the pre-tokenizer.
+pub(super) struct Base {
+    pub(super) tokens: Vec<String>,
+    pub(super) types: Vec<i32>,
+    pub(super) pre: &'static str,
+    /// The ids of the added tokens by content.
+    pub(super) added: HashMap<String, u32>,
+}
+
+impl Base {
+    /// `get_vocab_base`.
+    pub(super) fn load(input: &mut Input<'_>, kind: ModelKind) -> Result<Base, Error> {
+        let loaded = auto::load(input, kind)?;
+        let Loaded { tokenizer, structure, .. } = &loaded;
+        let vocab = tokenizer.get_vocab(true);
+        let size = match input.model_size()? {
+            Some(size) => size,
+            None => input.checked_size(vocab.len() as u64)?,
+        };
+        let by_id = by_id(input, &vocab, size)?;
+        let ids = encode(input, tokenizer, pre::CHECK_TEXT, true)?;
+        let pre = pre::name(input, &ids, structure, kind)?;
+
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut tokens = Vec::with_capacity(by_id.len());
+        let mut types = Vec::with_capacity(by_id.len());
+        for (id, token) in by_id.into_iter().enumerate() {
+            let (token, kind) = match (token, added.get(&(id as u32))) {
+                (None, _) => (format!("[PAD{id}]"), UNUSED),
+                (Some(token), Some(properties)) if properties.content == *token => {
+                    // llama.cpp looks for these tokens in text as it is, so they are stored as the tokenizer prints
+                    // them.
+                    let text = if properties.normalized { token.clone() } else { round_trip(input, tokenizer, token)? };
+                    if properties.special || special::looks_special(&text) {
+                        (text, CONTROL)
+                    } else {
+                        (text.replace('\u{2581}', " "), USER_DEFINED)
+                    }
+                }
+                (Some(token), _) => (token.clone(), NORMAL),
+            };
+            tokens.push(token);
+            types.push(kind);
+        }
+        Ok(Base { tokens, types, pre, added: loaded.added() })
+    }
+
+    /// Writes the model's name, the pre-tokenizer, tokens and types.
+    pub(super) fn write(self, model: &str, metadata: &mut Metadata) {
+        metadata.set("tokenizer.ggml.model", model.into());
+        metadata.set("tokenizer.ggml.pre", self.pre.into());
+        if !self.tokens.is_empty() {
+            metadata.set("tokenizer.ggml.tokens", self.tokens.into());
+            metadata.set("tokenizer.ggml.token_type", MetaValue::from(self.types));
+        }
+    }
+
+    /// The id of an added token that a reader needs.
+    pub(super) fn added_id(&self, input: &Input<'_>, token: &str) -> Result<u32, Error> {
+        self.added
+            .get(token)
+            .copied()
+            .ok_or_else(|| Error::NoSpecialToken { dir: input.files.dir.to_owned(), token: token.to_owned() })
+    }
 }
 
 /// The vocabulary by id, `size` entries long.
@@ -85,7 +120,7 @@ pub(super) fn by_id<'v>(
     }
 }
 
-fn encode(input: &Input<'_>, tokenizer: &Tokenizer, text: &str, specials: bool) -> Result<Vec<u32>, Error> {
+pub(super) fn encode(input: &Input<'_>, tokenizer: &Tokenizer, text: &str, specials: bool) -> Result<Vec<u32>, Error> {
     let path = input.files.dir.join("tokenizer.json");
     auto::guarded(&path, || Ok(tokenizer.encode(text, specials)?.get_ids().to_vec()))
 }

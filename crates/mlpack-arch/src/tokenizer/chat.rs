@@ -1,12 +1,40 @@
 //! Chat templates: `chat_template` of `tokenizer_config.json`, or the files `chat_template.jinja`,
 //! `additional_chat_templates/*.jinja` and `chat_template.json` beside it (llama.cpp b11434, `gguf-py/gguf/vocab.py` and
-//! `gguf_writer.py`, `add_chat_template`).
+//! `gguf_writer.py`, `add_chat_template`). A template that is not one is written all the same, with a warning.
 
 use super::files::{Object, describe};
 use super::{Error, Input};
 use mlpack_fs::Operation;
-use mlpack_tensor::Metadata;
+use mlpack_tensor::{Escaped, MetaValue, Metadata};
+use regex::Regex;
 use serde_json::Value;
+use std::sync::LazyLock;
+
+/// Warns about chat templates that do not parse as Jinja. llama.cpp's short names of templates (`mistral-v1`) are words,
+/// which parse. The tag `generation` is transformers' own: it marks text and changes nothing.
+pub(super) fn check(metadata: &Metadata, warnings: &mut Vec<String>) {
+    let templates = metadata.iter().filter(|(key, _)| key.starts_with(KEY));
+    for (key, value) in templates {
+        let MetaValue::String(template) = value else { continue };
+        let template = GENERATION.replace_all(template, "");
+        let environment = minijinja::Environment::new();
+        if let Err(error) = environment.template_from_str(&template).map(drop) {
+            let line = error.line().map_or(String::new(), |line| format!(" at line {line}"));
+            let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+            warnings.push(format!(
+                "the chat template `{}` does not parse{line}: {}; it is written as it is, and programs that use it will \
+                 fail or fall back to another",
+                Escaped(key),
+                Escaped(&detail)
+            ));
+        }
+    }
+}
+
+const KEY: &str = "tokenizer.chat_template";
+
+static GENERATION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}").expect("a fixed expression"));
 
 /// What the files say: one template, or several by name.
 pub(super) enum ChatTemplate {
@@ -40,7 +68,6 @@ impl ChatTemplate {
     /// Writes the keys: the named templates, their names in sorted order, then the default one. Empty templates are
     /// passed over.
     pub(super) fn write(self, metadata: &mut Metadata) {
-        const KEY: &str = "tokenizer.chat_template";
         let default = match self {
             ChatTemplate::One(template) => Some(template),
             ChatTemplate::Named(templates) => {

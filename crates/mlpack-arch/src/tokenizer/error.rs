@@ -119,6 +119,21 @@ pub enum Error {
         /// Tokens of the base vocabulary.
         vocab_size: u64,
     },
+    /// The vocabulary as written cuts a text otherwise than the source's own tokenizer.
+    #[error("{0}")]
+    TokenizationDiffers(Box<Difference>),
+    /// Two tokens have one text, which llama.cpp's loader does not take.
+    #[error("the vocabulary of `{}` cannot be loaded by llama.cpp\n  token `{}`\n  expected: one id for a text\n  found:    {first} and {second}", dir.display(), Escaped(token))]
+    RepeatedToken {
+        /// The model's folder.
+        dir: PathBuf,
+        /// The text.
+        token: String,
+        /// One id.
+        first: u64,
+        /// The other.
+        second: u64,
+    },
     /// A vocabulary larger than mlpack reads.
     #[error("cannot read the tokenizer of `{}`: the vocabulary is larger than the limit\n  key `vocab_size`\n  expected: at most {limit}\n  found:    {found}", dir.display())]
     VocabularyTooLarge {
@@ -137,13 +152,51 @@ pub enum Error {
         /// The library's words.
         reason: String,
     },
-    /// `tokenizer.json` holds a model that is not BPE.
-    #[error("cannot convert the tokenizer `{}`\n  key `model.type`\n  expected: BPE\n  found:    {}", path.display(), Escaped(found))]
-    NotBpe {
+    /// A file holds another kind of model than the family's vocabularies are.
+    #[error("cannot convert the tokenizer `{}`\n  key `model.type`\n  expected: {expected}\n  found:    {}", path.display(), Escaped(found))]
+    WrongModel {
         /// The file.
         path: PathBuf,
-        /// The type found.
+        /// The kind that the family has.
+        expected: &'static str,
+        /// The kind found.
         found: String,
+    },
+    /// The number of tokens does not fit the vocabulary size of the model.
+    #[error("the tokenizer `{}` does not fit the model\n  expected: a vocabulary of {vocab_size} tokens\n  found:    {found}", path.display())]
+    SizesDiffer {
+        /// The file.
+        path: PathBuf,
+        /// Tokens that the configuration asks for.
+        vocab_size: u64,
+        /// Tokens found.
+        found: u64,
+    },
+    /// A special token that the family needs is not there.
+    #[error("cannot read the tokenizer of `{}`\n  expected: the special token `{}`\n  found:    none of that name", dir.display(), Escaped(token))]
+    NoSpecialToken {
+        /// The model's folder.
+        dir: PathBuf,
+        /// The token, or its name in the configuration.
+        token: String,
+    },
+    /// The folder has weights only.
+    #[error("cannot read a tokenizer from `{}`\n  expected: `tokenizer.json` or `tokenizer.model`\n  found:    neither", dir.display())]
+    NoTokenizerFiles {
+        /// The model's folder.
+        dir: PathBuf,
+    },
+    /// A special token's id lies beyond the vocabulary.
+    #[error("the special tokens of `{}` do not fit the vocabulary\n  key `{}`\n  expected: an id below {vocab_size}\n  found:    {id}", dir.display(), Escaped(key))]
+    SpecialBeyondVocabulary {
+        /// The model's folder.
+        dir: PathBuf,
+        /// The key of GGUF, which is that of config.json without `tokenizer.ggml.`.
+        key: String,
+        /// Tokens of the vocabulary.
+        vocab_size: u64,
+        /// The id.
+        id: u64,
     },
     /// A vocabulary of a format that mlpack does not read.
     #[error("cannot convert the tokenizer `{}`\n  expected: a SentencePiece `tokenizer.model` or a BPE `tokenizer.json`\n  found:    {format}", path.display())]
@@ -176,7 +229,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::File(e) => e.kind(),
-            Error::NoVocabulary { .. } => ErrorKind::Io,
+            Error::NoVocabulary { .. } | Error::NoTokenizerFiles { .. } => ErrorKind::Io,
             Error::NotJson { .. }
             | Error::WrongType { .. }
             | Error::NotSentencePiece { .. }
@@ -185,10 +238,15 @@ impl Error {
             | Error::BadTokenId { .. }
             | Error::SharedId { .. }
             | Error::MissingId { .. }
+            | Error::NoSpecialToken { .. }
+            | Error::RepeatedToken { .. }
             | Error::Refused { .. } => ErrorKind::Malformed,
-            Error::BeyondVocabulary { .. } => ErrorKind::Mismatch,
+            Error::BeyondVocabulary { .. }
+            | Error::TokenizationDiffers(_)
+            | Error::SizesDiffer { .. }
+            | Error::SpecialBeyondVocabulary { .. } => ErrorKind::Mismatch,
             Error::VocabularyTooLarge { .. } => ErrorKind::Limit,
-            Error::NotBpe { .. } | Error::UnsupportedFormat { .. } | Error::UnknownPreTokenizer { .. } => {
+            Error::WrongModel { .. } | Error::UnsupportedFormat { .. } | Error::UnknownPreTokenizer { .. } => {
                 ErrorKind::Unsupported
             }
             Error::UnknownPreName { .. } => ErrorKind::Misuse,
@@ -203,6 +261,24 @@ impl Error {
                 "copy the tokenizer's files next to the weights; a folder with only vocab.json and merges.txt becomes \
                  one with tokenizer.json when transformers loads the tokenizer and saves it again"
             }
+            Error::NoTokenizerFiles { .. } => {
+                "llama.cpp takes the vocabulary of GPT-NeoX for such a folder: copy the tokenizer.json that the model was \
+                 trained with next to the weights (for the first Mamba models that of EleutherAI/gpt-neox-20b)"
+            }
+            Error::TokenizationDiffers(found) if found.pre.is_some() => {
+                "the name of the pre-tokenizer was found by structure or given with --pre: try the name of another tokenizer \
+                 that splits text like this one"
+            }
+            Error::TokenizationDiffers(_) => {
+                "the model would read other tokens than it was trained with; this is a fault of the tokenizer's files or of \
+                 mlpack: please report it with the model's name"
+            }
+            Error::SizesDiffer { .. } => {
+                "use the tokenizer that the model was trained with, and the config.json that belongs to both"
+            }
+            Error::SpecialBeyondVocabulary { .. } => {
+                "correct the id, or remove it, in the file that names it: at run time it would stand for no token"
+            }
             Error::BeyondVocabulary { .. } => {
                 "the tokenizer has tokens that the embedding has no row for: resize the embedding in training, or use \
                  the tokenizer that the model was trained with"
@@ -214,6 +290,47 @@ impl Error {
             _ => return None,
         };
         Some(text.to_owned())
+    }
+}
+
+/// A text that two tokenizers cut differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The model's folder.
+    pub dir: PathBuf,
+    /// The source's tokenizer.
+    pub file: &'static str,
+    /// The text.
+    pub probe: String,
+    /// The first token that differs, from 0.
+    pub at: usize,
+    /// Its id and text from the source's tokenizer; none when it gives fewer tokens.
+    pub expected: Option<(u32, String)>,
+    /// Its id and text from the vocabulary as written.
+    pub found: Option<(u32, String)>,
+    /// The name of the pre-tokenizer, where that is what cuts otherwise.
+    pub pre: Option<String>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (dir, at, file) = (self.dir.display(), self.at, self.file);
+        writeln!(f, "the tokenizer of `{dir}` would not work as it does now")?;
+        writeln!(f, "  text `{}`", Escaped(&self.probe))?;
+        writeln!(f, "  expected: {} as token {at} (`{file}`)", Shown(&self.expected))?;
+        write!(f, "  found:    {}", Shown(&self.found))?;
+        self.pre.as_ref().map_or(Ok(()), |pre| write!(f, " (with the pre-tokenizer `{pre}`)"))
+    }
+}
+
+struct Shown<'a>(&'a Option<(u32, String)>);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some((id, text)) => write!(f, "{id} `{}`", Escaped(text)),
+            None => f.write_str("the end"),
+        }
     }
 }
 

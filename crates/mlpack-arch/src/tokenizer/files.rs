@@ -2,6 +2,7 @@
 
 use super::Error;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A JSON object in file order.
@@ -75,9 +76,33 @@ impl<'a> Files<'a> {
     /// A JSON file that holds an object, if it is there.
     pub(super) fn object(&mut self, name: &str) -> Result<Option<Object>, Error> {
         let Some(bytes) = self.bytes(name, MAX_TEXT)? else { return Ok(None) };
+        self.parse_object(name, bytes).map(Some)
+    }
+
+    /// The bytes of a JSON file that holds an object.
+    pub(super) fn parse_object(&self, name: &str, bytes: Vec<u8>) -> Result<Object, Error> {
         let path = self.dir.join(name);
         let text = utf8(&path, bytes)?;
-        object(&path, &text).map(Some)
+        object(&path, &text)
+    }
+
+    /// Checks that the added tokens of `tokenizer.json` have ids of their own: the library would move the second of two
+    /// tokens with one id, and the file would no longer mean what it says.
+    pub(super) fn check_added_tokens(&self) -> Result<(), Error> {
+        let tokens = self.tokenizer_json.as_ref().and_then(|json| json.get("added_tokens")).and_then(Value::as_array);
+        let mut by_id: BTreeMap<u64, &str> = BTreeMap::new();
+        for token in tokens.into_iter().flatten() {
+            let (Some(id), Some(content)) =
+                (token.get("id").and_then(Value::as_u64), token.get("content").and_then(Value::as_str))
+            else {
+                continue;
+            };
+            if let Some(first) = by_id.insert(id, content).filter(|first| *first != content) {
+                let (path, second) = (self.dir.join("tokenizer.json"), content.to_owned());
+                return Err(Error::SharedId { path, id, first: first.to_owned(), second });
+            }
+        }
+        Ok(())
     }
 
     /// An error about one value of one of the files.

@@ -1,7 +1,7 @@
 //! Llama vocabularies from `tokenizer.json`: BPE with byte fallback (llama.cpp b11434, `gguf-py/gguf/vocab.py`,
 //! `LlamaHfVocab`, and `conversion/base.py`, `_set_vocab_llama_hf`).
 
-use super::auto::{self, Loaded};
+use super::auto::{self, Loaded, ModelKind};
 use super::spm::ScoredTokens;
 use super::spm::token_type::{BYTE, CONTROL, NORMAL, USER_DEFINED};
 use super::{Error, Input};
@@ -22,9 +22,10 @@ pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<boo
     if !is_bpe || !byte_fallback || !sequence {
         return Ok(false);
     }
-    let Loaded { tokenizer, specials, .. } = auto::load(input)?;
+    let Loaded { tokenizer, specials, .. } = auto::load(input, ModelKind::Bpe)?;
     let base = input.checked_size(tokenizer.get_vocab_size(false) as u64)?;
-    let is_special = |token: &str| specials.iter().any(|s| s == token);
+    let specials: std::collections::HashSet<String> = specials.into_iter().collect();
+    let is_special = |token: &str| specials.contains(token);
 
     let mut vocab = ScoredTokens::default();
     let all = tokenizer.get_vocab(true);

@@ -1,13 +1,15 @@
 //! Tokenizers as GGUF metadata: the ordered `tokenizer.*` keys that llama.cpp b11434's `convert_hf_to_gguf.py` writes
 //! for a model folder (`conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`, `gguf-py/gguf/vocab.py`).
 //!
-//! What is read, in the order in which a reader tries:
-//! - `tokenizer.model`, a SentencePiece model: tokens, scores and types (`spm`);
-//! - `tokenizer.json`, BPE with byte fallback: the same from the HF file (`llama_hf`);
-//! - `tokenizer.json`, byte-level BPE: tokens, types, merges and the name of the pre-tokenizer (`bpe`).
+//! [`VocabReader`] names the ways in which model classes read a vocabulary (`readers`). They are made of a few kinds:
+//! - a SentencePiece model: tokens, scores and types (`spm`, `spm_variants`, and `unigram` for T5 and XLM-RoBERTa);
+//! - `tokenizer.json` with BPE and byte fallback: the same from the HF file (`llama_hf`);
+//! - `tokenizer.json` with byte-level BPE: tokens, types, merges and the name of the pre-tokenizer (`bpe`);
+//! - `tokenizer.json` with WordPiece (`wordpiece`), and ranks of byte strings (`tekken`, `tiktoken`).
 //!
 //! Special token ids, `add_*` flags, chat templates and normalizer flags come from `tokenizer.json`,
-//! `tokenizer_config.json`, `config.json` and the chat template files in all three cases (`special`).
+//! `tokenizer_config.json`, `config.json` and the chat template files in all cases (`special`, `chat`).
+//! [`check_tokenization`] compares what was written with the source's tokenizer at work.
 //!
 //! Byte-level BPE needs the tokenizer at work: llama.cpp names a pre-tokenizer by the token ids of a fixed text, as
 //! transformers 5.23.0 computes them. `auto` says which class transformers would load and rebuilds the tokenizer as
@@ -20,33 +22,89 @@
 mod auto;
 mod bpe;
 mod chat;
+mod check;
 mod error;
 mod files;
 mod llama_hf;
 mod pre;
+mod ranks;
+mod readers;
 mod special;
 mod spm;
+mod spm_variants;
+mod tekken;
 #[cfg(test)]
 mod tests;
+mod tiktoken;
+mod unigram;
+mod wordpiece;
 
-pub use error::Error;
+pub use check::{TokenizationCheck, check_tokenization};
+pub use error::{Difference, Error};
 
 use crate::json::is_truthy;
 use files::Files;
-use mlpack_tensor::{MetaValue, Metadata};
-use special::{SpecialVocab, Wanted};
+use mlpack_tensor::{MetaArray, MetaValue, Metadata};
 use std::path::{Path, PathBuf};
 
-/// How a model family reads its vocabulary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a model family reads its vocabulary: the `set_vocab` of its class in the converter. The names in architecture
+/// descriptions are those of the variants in lower case, with `_` between words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VocabReader {
-    /// `LlamaModel.set_vocab`: SentencePiece, else BPE with byte fallback, else byte-level BPE; with the exceptions that
-    /// it makes for CodeLlama and Granite by vocabulary size.
+    /// `LlamaModel`: a lone tekken.json, else SentencePiece, else BPE with byte fallback, else byte-level BPE; with the
+    /// exceptions that it makes for CodeLlama and Granite by vocabulary size.
     Llama,
-    /// `Qwen2Model.set_vocab`: SentencePiece, else byte-level BPE.
+    /// `Qwen2Model` and `DeepseekModel`: SentencePiece, else byte-level BPE.
     Qwen,
-    /// `TextModel.set_vocab`: byte-level BPE.
+    /// `TextModel`, the rule for a class without one of its own: byte-level BPE.
     Bpe,
+    /// `BaichuanModel`: SentencePiece.
+    #[serde(rename = "sentencepiece")]
+    SentencePiece,
+    /// `GemmaModel`: SentencePiece without a leading space, with the end of turn of CodeGemma.
+    Gemma,
+    /// `Gemma2Model`: SentencePiece without a leading space.
+    Gemma2,
+    /// `Gemma3Model`: the same when there is a tokenizer.model, else byte-level BPE.
+    Gemma3,
+    /// `Phi3MiniModel`: byte-level BPE for a `GPT2Tokenizer`, else SentencePiece with the added tokens as they stand.
+    Phi3,
+    /// `Glm4Model`: byte-level BPE with GLM-4's special tokens.
+    Glm4,
+    /// `Glm4MoeModel` (`_set_vocab_glm`): byte-level BPE with the special tokens of GLM-4.5.
+    Glm4Moe,
+    /// `ChatGLMModel`, except ChatGLM 3: byte-level BPE with GLM's special tokens.
+    #[serde(rename = "chatglm")]
+    ChatGlm,
+    /// `StableLMModel`: byte-level BPE, else `tiktoken`.
+    #[serde(rename = "stablelm")]
+    StableLm,
+    /// `MambaModel`: byte-level BPE, else SentencePiece, else the vocabulary of GPT-NeoX; the vocabulary size is rounded
+    /// up to a multiple of `pad_vocab_size_multiple` (8).
+    Mamba,
+    /// `InternLM2Model`: SentencePiece with the end of a chat turn as the end of a text.
+    #[serde(rename = "internlm2")]
+    InternLm2,
+    /// `HunYuanModel`: byte-level BPE with `eod_token_id` as the end of a text.
+    HunyuanDense,
+    /// `Ernie4_5Model`: SentencePiece with `add_prefix_space`.
+    #[serde(rename = "ernie4_5")]
+    Ernie45,
+    /// `BertModel`: WordPiece.
+    Bert,
+    /// `RobertaModel`: byte-level BPE when there is a tokenizer.json, else WordPiece.
+    Roberta,
+    /// `XLMRobertaModel`: Unigram, from sentencepiece.bpe.model or tokenizer.json.
+    XlmRoberta,
+    /// `QwenModel` (Qwen 1): the ranks of `qwen.tiktoken`.
+    Tiktoken,
+    /// `NomicBertModel`: Unigram or WordPiece, as tokenizer.json says.
+    NomicBert,
+    /// `ModernBertModel`: byte-level BPE with start, end and separator.
+    ModernBert,
+    /// `T5Model` and `T5EncoderModel`: Unigram from tokenizer.model or spiece.model.
+    T5,
 }
 
 /// Which tokenizer to read, and how.
@@ -68,6 +126,10 @@ pub struct TokenizerRequest<'a> {
 pub struct Tokenizer {
     /// The `tokenizer.*` keys in file order.
     pub metadata: Metadata,
+    /// The value of `{arch}.vocab_size` when the tokenizer decides it (tekken).
+    pub vocab_size: Option<u64>,
+    /// The name of the pre-tokenizer when it was found by structure and not by the converter's hash.
+    pub pre_by_structure: Option<&'static str>,
     /// What the user should know, one sentence each.
     pub warnings: Vec<String>,
     /// Every file that was read, in the order of reading: the inputs that the keys come from.
@@ -80,23 +142,35 @@ pub struct Tokenizer {
 /// Files that are missing, malformed or of a format that is not handled, and a pre-tokenizer that has no name in
 /// llama.cpp b11434 when none is given.
 pub fn read(request: &TokenizerRequest<'_>) -> Result<Tokenizer, Error> {
-    let mut input = Input {
-        files: Files::open(request.dir)?,
-        config: request.config,
-        pre: request.pre.map(pre::known_name).transpose()?,
-        warnings: Vec::new(),
-    };
+    let mut input = Input::new(request, Files::open(request.dir)?)?;
     let mut metadata = Metadata::new();
-    match request.reader {
-        VocabReader::Llama => read_llama(&mut input, &mut metadata)?,
-        VocabReader::Qwen => {
-            if !spm::read(&mut input, &mut metadata)? {
-                bpe::read(&mut input, &mut metadata)?;
-            }
+    readers::read(request.reader, &mut input, &mut metadata)?;
+    check_special_ids(request.dir, &metadata)?;
+    chat::check(&metadata, &mut input.warnings);
+    Ok(Tokenizer {
+        metadata,
+        vocab_size: input.vocab_size,
+        pre_by_structure: input.pre_by_structure,
+        warnings: input.warnings,
+        files: input.files.read,
+    })
+}
+
+/// Checks that every special token is a token.
+fn check_special_ids(dir: &Path, metadata: &Metadata) -> Result<(), Error> {
+    let Some(MetaValue::Array(MetaArray::String(tokens))) = metadata.find("tokenizer.ggml.tokens") else {
+        return Ok(());
+    };
+    let vocab_size = tokens.len() as u64;
+    for (key, value) in metadata.iter().filter(|(key, _)| key.ends_with("_token_id")) {
+        if let MetaValue::U32(id) = value
+            && u64::from(*id) >= vocab_size
+        {
+            let (dir, key) = (dir.to_owned(), key.to_owned());
+            return Err(Error::SpecialBeyondVocabulary { dir, key, vocab_size, id: u64::from(*id) });
         }
-        VocabReader::Bpe => bpe::read(&mut input, &mut metadata)?,
     }
-    Ok(Tokenizer { metadata, warnings: input.warnings, files: input.files.read })
+    Ok(())
 }
 
 /// What the readers share.
@@ -104,13 +178,37 @@ struct Input<'a> {
     files: Files<'a>,
     config: &'a serde_json::Value,
     pre: Option<&'static str>,
+    pre_by_structure: Option<&'static str>,
+    vocab_size: Option<u64>,
+    /// A vocabulary size that a reader uses instead of the configured one.
+    size_override: Option<u64>,
     warnings: Vec<String>,
 }
 
 /// Tokens of the largest vocabulary that is read: eight times that of Gemma 3 (262 144), twice that of XLM-V.
 const MAX_VOCABULARY: u64 = 1 << 21;
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    fn new(request: &TokenizerRequest<'a>, files: Files<'a>) -> Result<Input<'a>, Error> {
+        Ok(Input {
+            files,
+            config: request.config,
+            pre: request.pre.map(pre::known_name).transpose()?,
+            pre_by_structure: None,
+            vocab_size: None,
+            size_override: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// The vocabulary size of the model: that of the reader, else `vocab_size`.
+    fn model_size(&self) -> Result<Option<u64>, Error> {
+        match self.size_override {
+            Some(size) => self.checked_size(size).map(Some),
+            None => self.configured_size("vocab_size"),
+        }
+    }
+
     /// A size from the configuration, checked against [`MAX_VOCABULARY`]; `None` when it is absent, null or zero.
     fn configured_size(&self, key: &str) -> Result<Option<u64>, Error> {
         let Some(value) = self.config.get(key).filter(|v| is_truthy(v)) else { return Ok(None) };
@@ -134,6 +232,25 @@ impl Input<'_> {
         Ok(size)
     }
 
+    /// `tokenizer.ggml.token_type_count`, the rows of the token type embedding (one when the model does not say).
+    fn write_token_types(&self, metadata: &mut Metadata) -> Result<(), Error> {
+        let count = match self.config.get("type_vocab_size") {
+            None => Some(1),
+            Some(value) => value.as_u64().and_then(|count| u32::try_from(count).ok()),
+        };
+        let Some(count) = count else {
+            let found = &self.config["type_vocab_size"];
+            return Err(self.files.wrong_type(
+                "config.json",
+                "type_vocab_size",
+                "an integer that is not negative",
+                found,
+            ));
+        };
+        metadata.set("tokenizer.ggml.token_type_count", MetaValue::U32(count));
+        Ok(())
+    }
+
     fn warn_unused_pre(&mut self) {
         if let Some(name) = self.pre.filter(|name| *name != "default") {
             self.warnings.push(format!(
@@ -142,43 +259,4 @@ impl Input<'_> {
             ));
         }
     }
-}
-
-/// `LlamaModel.set_vocab`.
-fn read_llama(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<(), Error> {
-    if input.files.tokenizer_json.is_none() && input.files.has("tekken.json") {
-        return Err(Error::UnsupportedFormat {
-            path: input.files.dir.join("tekken.json"),
-            format: "a Tekken vocabulary of mistral-common",
-        });
-    }
-    if let Some(config) = &input.files.tokenizer_config {
-        if let Some(value) = config.get("add_prefix_space").filter(|v| !v.is_null()) {
-            metadata.set("tokenizer.ggml.add_space_prefix", MetaValue::Bool(is_truthy(value)));
-        }
-        if config.get("tokenizer_class").and_then(|v| v.as_str()) == Some("HybridDNATokenizer") {
-            return Err(Error::UnsupportedFormat {
-                path: input.files.dir.join("tokenizer_config.json"),
-                format: "a HybridDNATokenizer",
-            });
-        }
-    }
-    if !spm::read(input, metadata)? && !llama_hf::read(input, metadata)? {
-        bpe::read(input, metadata)?;
-    }
-    const CODE_LLAMA: u64 = 32_016;
-    const GRANITE_SMALL: u64 = 49_152;
-    match input.configured_size("vocab_size")? {
-        Some(CODE_LLAMA) => {
-            let wanted = Wanted { merges: false, types: &["prefix", "suffix", "middle", "eot"], vocab_size: None };
-            let mut vocab = SpecialVocab::load(input, &wanted)?;
-            for (kind, id) in [("prefix", 32_007), ("suffix", 32_008), ("middle", 32_009), ("eot", 32_010)] {
-                vocab.set_default_id(kind, id);
-            }
-            vocab.write(metadata, &mut input.warnings);
-        }
-        Some(GRANITE_SMALL) => metadata.set("tokenizer.ggml.add_bos_token", MetaValue::Bool(false)),
-        _ => {}
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@
 //! text like a known one. Such a tokenizer is compared by structure: its normalizer, its pre-tokenizer and
 //! `ignore_merges`, which is what llama.cpp's loader derives from the name.
 
-use super::auto::{QWEN2, QWEN35};
+use super::auto::ModelKind;
 use super::files::Object;
 use super::{Error, Input};
 use crate::json::is_truthy;
@@ -20,11 +20,21 @@ concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 
 ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not \
 sure I'll make it, 'D you like some tea? We'Ve a'lL";
 
-/// The name of the pre-tokenizer of which `ids` are the ids of [`CHECK_TEXT`].
-pub(super) fn name(input: &mut Input<'_>, ids: &[u32], structure: &Structure) -> Result<&'static str, Error> {
+/// The name of the pre-tokenizer of which `ids` are the ids of [`CHECK_TEXT`]. The name of a WordPiece tokenizer is
+/// never read by llama.cpp's loader, so it need not be one that the loader knows.
+pub(super) fn name(
+    input: &mut Input<'_>,
+    ids: &[u32],
+    structure: &Structure,
+    kind: ModelKind,
+) -> Result<&'static str, Error> {
+    let loadable = |name: &&str| kind == ModelKind::WordPiece || loader_names().any(|known| known == *name);
     let hash = hash_ids(ids);
     let by_hash = by_hash(&hash);
     if let Some(given) = input.pre {
+        if !loadable(&given) {
+            return Err(unknown_name(given));
+        }
         if let Some(found) = by_hash.filter(|found| *found != given) {
             input.warnings.push(format!(
                 "the pre-tokenizer is written as `{given}`, as asked for; llama.cpp takes this tokenizer for `{found}`"
@@ -35,8 +45,9 @@ pub(super) fn name(input: &mut Input<'_>, ids: &[u32], structure: &Structure) ->
     if let Some(found) = by_hash {
         return Ok(found);
     }
-    match by_structure(structure) {
+    match by_structure(structure).filter(loadable) {
         Some(found) => {
+            input.pre_by_structure = Some(found);
             input.warnings.push(format!(
                 "the pre-tokenizer is written as `{found}` because it has the same structure; llama.cpp's converter \
                  does not know this tokenizer (its check text has sha256 {hash}) and would refuse it"
@@ -47,12 +58,25 @@ pub(super) fn name(input: &mut Input<'_>, ids: &[u32], structure: &Structure) ->
     }
 }
 
-/// A name given by the user, if llama.cpp b11434 can load it.
+/// A name given by the user, if llama.cpp b11434 has it: one that its loader knows, or one of its converter's, which
+/// WordPiece tokenizers have too.
 pub(super) fn known_name(name: &str) -> Result<&'static str, Error> {
-    let known = || rows(include_str!("data/pre-names.txt")).map(|row| row[0]);
-    known()
-        .find(|k| *k == name)
-        .ok_or_else(|| Error::UnknownPreName { name: name.to_owned(), nearest: nearest(name, known(), 3) })
+    let of_converter = rows(include_str!("data/pre-hashes.tsv")).map(|row| row[1]);
+    loader_names().chain(of_converter).find(|known| *known == name).ok_or_else(|| unknown_name(name))
+}
+
+/// The names that llama.cpp's loader knows.
+fn loader_names() -> impl Iterator<Item = &'static str> {
+    rows(include_str!("data/pre-names.txt")).map(|row| row[0])
+}
+
+fn unknown_name(name: &str) -> Error {
+    Error::UnknownPreName { name: name.to_owned(), nearest: nearest(name, loader_names(), 3) }
+}
+
+/// Whether the converter takes a tokenizer with these ids of [`CHECK_TEXT`] for `name`.
+pub(super) fn is_name_of(name: &str, ids: &[u32]) -> bool {
+    by_hash(&hash_ids(ids)) == Some(name)
 }
 
 /// The lines of a table as fields; lines that start with `#` are comments.
@@ -95,42 +119,37 @@ impl Structure {
 }
 
 /// The structures of the tokenizers that the names stand for. Where several names load alike, the plainest is here.
-fn structures() -> Vec<(&'static str, Structure)> {
-    const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    const DEEPSEEK3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
-    let split =
-        |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": use_regex});
-    let digits = json!({"type": "Digits", "individual_digits": true});
-    let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "pretokenizers": parts});
-    let by_regex = |regex| sequence(vec![split(regex), byte_level(false)]);
-    let nfc = json!({"type": "NFC"});
-    let structure = |pre, normalizer: &Value, pre_tokenizer, ignore_merges| {
-        let (normalizer, pre_tokenizer) = (canonical(normalizer), canonical(&pre_tokenizer));
-        (pre, Structure { normalizer, pre_tokenizer, ignore_merges })
-    };
-    let none = Value::Null;
-    let deepseek3 = vec![split(r"\p{N}{1,3}"), split("[一-龥\u{3040}-ゟ゠-ヿ]+"), split(DEEPSEEK3), byte_level(false)];
-    vec![
-        structure("gpt-2", &none, byte_level(true), false),
-        structure("llama-bpe", &none, by_regex(LLAMA3), true),
-        structure("smaug-bpe", &none, by_regex(LLAMA3), false),
-        structure("qwen2", &nfc, by_regex(QWEN2), false),
-        structure("qwen35", &nfc, by_regex(QWEN35), false),
-        structure("gpt-4o", &none, by_regex(GPT4O), true),
-        structure("tekken", &none, by_regex(TEKKEN), true),
-        structure("deepseek-v3", &none, sequence(deepseek3), false),
-        structure("smollm", &none, sequence(vec![digits, byte_level(true)]), false),
-    ]
+fn structures() -> impl Iterator<Item = (&'static str, Structure)> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        pre: &'static str,
+        normalizer: Value,
+        pre_tokenizer: Value,
+        ignore_merges: bool,
+    }
+    include_str!("data/pre-structures.jsonl").lines().map(|line| {
+        let row: Row = serde_json::from_str(line).expect("every line of the table is a row");
+        let (normalizer, pre_tokenizer) = (canonical(&row.normalizer), canonical(&row.pre_tokenizer));
+        (row.pre, Structure { normalizer, pre_tokenizer, ignore_merges: row.ignore_merges })
+    })
 }
 
+/// The name of the structure. llama.cpp has no NFC, so with it or without it a text is cut alike there; a name for the
+/// very structure goes first.
 fn by_structure(structure: &Structure) -> Option<&'static str> {
-    structures().into_iter().find(|(_, known)| known == structure).map(|(pre, _)| pre)
+    let composes = |s: &Structure| s.normalizer.is_null() || s.normalizer == json!({"type": "NFC"});
+    let alike = |known: &Structure| {
+        composes(known)
+            && composes(structure)
+            && known.pre_tokenizer == structure.pre_tokenizer
+            && known.ignore_merges == structure.ignore_merges
+    };
+    let exact = structures().find(|(_, known)| known == structure);
+    exact.or_else(|| structures().find(|(_, known)| alike(known))).map(|(pre, _)| pre)
 }
 
-/// A component without what does not change its tokens: offsets, empty sequences, sequences of one.
+/// A component without what does not change its tokens: offsets, empty sequences, sequences of one. To remove what a
+/// regex leaves over is to isolate what it matches, for a regex that matches everything, as all known ones do.
 fn canonical(component: &Value) -> Value {
     let Some(object) = component.as_object() else { return component.clone() };
     let mut out = object.clone();
@@ -138,6 +157,10 @@ fn canonical(component: &Value) -> Value {
     if object.get("type").and_then(Value::as_str) == Some("ByteLevel") {
         out.entry("add_prefix_space").or_insert(Value::Bool(true));
         out.entry("use_regex").or_insert(Value::Bool(true));
+    }
+    if object.get("behavior").and_then(Value::as_str) == Some("Removed") && object.get("invert") == Some(&json!(true)) {
+        out.insert("behavior".to_owned(), "Isolated".into());
+        out.insert("invert".to_owned(), false.into());
     }
     for key in ["normalizers", "pretokenizers"] {
         let Some(parts) = object.get(key).and_then(Value::as_array) else { continue };
@@ -164,8 +187,10 @@ mod tests {
             assert!(row[0].parse::<Sha256>().is_ok(), "{row:?}");
         }
         assert_eq!(by_hash("0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5"), Some("llama-bpe"));
-        for (pre, _) in structures() {
-            assert_eq!(known_name(pre).unwrap(), pre);
+        let mut structures: Vec<_> = structures().collect();
+        assert!(structures.iter().all(|(pre, _)| known_name(pre).is_ok()));
+        while let Some((pre, structure)) = structures.pop() {
+            assert!(structures.iter().all(|(_, other)| *other != structure), "{pre} has the structure of another");
         }
     }
 
@@ -201,5 +226,9 @@ mod tests {
         let prefixed = gpt2.replace("false", "true");
         assert_eq!(by_structure(&json(&prefixed)), None, "a leading space changes the tokens");
         assert_eq!(by_structure(&json("{}")), None);
+        let composed = gpt2.replace("\"normalizers\": []", "\"normalizers\": [{\"type\": \"NFC\"}]");
+        assert_eq!(by_structure(&json(&composed)), Some("olmo"), "the one with NFC, which is cut alike");
+        let lowercased = gpt2.replace("\"normalizers\": []", "\"normalizers\": [{\"type\": \"Lowercase\"}]");
+        assert_eq!(by_structure(&json(&lowercased)), None, "llama.cpp would not do that");
     }
 }

@@ -69,6 +69,34 @@ impl SpecialVocab {
         }
     }
 
+    /// The id of a kind.
+    pub(super) fn id(&self, kind: &str) -> Option<u32> {
+        self.ids.iter().find(|(k, _)| k == kind).map(|(_, id)| *id)
+    }
+
+    /// Whether no special token has an id.
+    pub(super) fn has_no_ids(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Changes the id of a kind that has one; the place of its key stays.
+    pub(super) fn replace_id(&mut self, kind: &str, id: u32) {
+        if let Some(entry) = self.ids.iter_mut().find(|(k, _)| k == kind) {
+            entry.1 = id;
+        }
+    }
+
+    /// Merges that were computed from ranks.
+    pub(super) fn set_merges(&mut self, merges: Vec<String>) {
+        self.merges = merges;
+    }
+
+    /// Leaves the chat template out: it is written already.
+    pub(super) fn without_chat_template(mut self) -> SpecialVocab {
+        self.chat_template = None;
+        self
+    }
+
     /// Writes the keys. A kind that GGUF has no key for (`cls`, `prefix`, …) is passed over, as llama.cpp does.
     pub(super) fn write(self, metadata: &mut Metadata, warnings: &mut Vec<String>) {
         if !self.merges.is_empty() {

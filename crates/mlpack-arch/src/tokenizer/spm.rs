@@ -8,6 +8,7 @@ use crate::json::is_truthy;
 use mlpack_tensor::{Escaped, MetaValue, Metadata};
 use prost::Message as _;
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 /// Token types of GGUF (`gguf-py/gguf/constants.py`, `TokenType`).
 pub(super) mod token_type {
@@ -35,7 +36,7 @@ impl ScoredTokens {
         self.types.push(kind);
     }
 
-    fn set(&mut self, id: usize, token: String, score: f32, kind: i32) {
+    pub(super) fn set(&mut self, id: usize, token: String, score: f32, kind: i32) {
         self.tokens[id] = token;
         self.scores[id] = score;
         self.types[id] = kind;
@@ -44,39 +45,51 @@ impl ScoredTokens {
     /// Writes the keys of a `llama` vocabulary, then the special tokens.
     pub(super) fn write(self, input: &mut Input<'_>, metadata: &mut Metadata) -> Result<(), Error> {
         input.warn_unused_pre();
-        let vocab_size = self.tokens.len() as u64;
-        metadata.set("tokenizer.ggml.model", "llama".into());
+        let size = self.tokens.len() as u64;
+        self.write_tokens("llama", metadata);
+        let wanted = Wanted { merges: false, types: STANDARD_TYPES, vocab_size: Some(size) };
+        SpecialVocab::load(input, &wanted)?.write(metadata, &mut input.warnings);
+        Ok(())
+    }
+
+    /// Writes the model's name, the pre-tokenizer `default`, tokens, scores and types.
+    pub(super) fn write_tokens(self, model: &str, metadata: &mut Metadata) {
+        metadata.set("tokenizer.ggml.model", model.into());
         metadata.set("tokenizer.ggml.pre", "default".into());
-        if vocab_size > 0 {
+        if !self.tokens.is_empty() {
             metadata.set("tokenizer.ggml.tokens", self.tokens.into());
             metadata.set("tokenizer.ggml.scores", self.scores.into());
             metadata.set("tokenizer.ggml.token_type", MetaValue::from(self.types));
         }
-        let wanted = Wanted { merges: false, types: STANDARD_TYPES, vocab_size: Some(vocab_size) };
-        SpecialVocab::load(input, &wanted)?.write(metadata, &mut input.warnings);
-        Ok(())
+    }
+
+    /// Fills the vocabulary up to `size` with unused tokens.
+    pub(super) fn pad(&mut self, size: usize) {
+        for id in self.tokens.len()..size {
+            self.push(format!("[PAD{id}]"), PAD_SCORE, UNUSED);
+        }
     }
 }
 
 /// Reads `tokenizer.model` and writes its keys; `false` when there is no such file.
 pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<bool, Error> {
-    let Some(bytes) = input.files.bytes(FILE, MAX_BYTES)? else { return Ok(false) };
-    let pieces = decode(input, &bytes)?;
-    let key = ["vocab_size_per_layer_input", "vocab_size"].into_iter().find(|k| input.config.get(k).is_some());
-    let configured = key.map_or(Ok(None), |key| input.configured_size(key))?;
+    let Some(model) = Model::open(input, FILE)? else { return Ok(false) };
+    let per_layer = match input.config.get("vocab_size_per_layer_input") {
+        Some(_) => Some(input.configured_size("vocab_size_per_layer_input")?),
+        None => None,
+    };
+    let configured = per_layer.map_or_else(|| input.model_size(), Ok)?;
     let size = match configured {
         Some(size) => size,
-        None => input.checked_size(pieces.len() as u64)?,
+        None => input.checked_size(model.pieces.len() as u64)?,
     } as usize;
 
     let mut vocab = ScoredTokens::default();
-    let found = pieces.len();
-    for (text, score, kind) in pieces.into_iter().take(size) {
+    let found = model.pieces.len();
+    for (text, score, kind) in model.pieces.into_iter().take(size) {
         vocab.push(text, score, kind);
     }
-    for id in found..size {
-        vocab.push(format!("[PAD{id}]"), PAD_SCORE, UNUSED);
-    }
+    vocab.pad(size);
     if found > size {
         input.warnings.push(format!(
             "`{FILE}` has {found} tokens, but the model has {size}: the tokens from {size} on are left out"
@@ -88,11 +101,12 @@ pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<boo
     Ok(true)
 }
 
-const FILE: &str = "tokenizer.model";
+/// The file that a SentencePiece reader looks for first.
+pub(super) const FILE: &str = "tokenizer.model";
 /// Bytes of the largest model that is read (Gemma 3: 4.7 MB).
 const MAX_BYTES: u64 = 16 << 20;
 const PAD_SCORE: f32 = -10_000.0;
-const ADDED_SCORE: f32 = -1_000.0;
+pub(super) const ADDED_SCORE: f32 = -1_000.0;
 
 /// `ModelProto`, as far as the vocabulary needs it. Text is bytes here, so that invalid UTF-8 can be told apart from an
 /// invalid message.
@@ -102,6 +116,8 @@ pub(super) struct ModelProto {
     pub(super) pieces: Vec<Piece>,
     #[prost(message, optional, tag = "2")]
     pub(super) trainer_spec: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) normalizer_spec: Option<NormalizerSpec>,
 }
 
 /// `ModelProto.SentencePiece`. `kind` is an enumeration whose numbers are those of GGUF token types.
@@ -118,20 +134,70 @@ pub(super) struct Piece {
 /// `TrainerSpec`, as far as loading checks it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct TrainerSpec {
+    /// 1 is Unigram (the default), 2 is BPE, 3 is words, 4 is characters.
+    #[prost(int32, optional, tag = "3")]
+    pub(super) model_type: Option<i32>,
     #[prost(bool, optional, tag = "35")]
     pub(super) byte_fallback: Option<bool>,
 }
 
-/// The pieces with their scores and GGUF types, after the checks that SentencePiece makes when it loads a model.
-fn decode(input: &Input<'_>, bytes: &[u8]) -> Result<Vec<(String, f32, i32)>, Error> {
-    let path = input.files.dir.join(FILE);
-    let proto =
-        ModelProto::decode(bytes).map_err(|e| Error::NotSentencePiece { path: path.clone(), reason: e.to_string() })?;
-    let byte_fallback = proto.trainer_spec.and_then(|spec| spec.byte_fallback).unwrap_or(false);
+/// `NormalizerSpec`: what happens to a text before it is cut. The flags are true by default.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct NormalizerSpec {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub(super) precompiled_charsmap: Option<Vec<u8>>,
+    #[prost(bool, optional, tag = "3")]
+    pub(super) add_dummy_prefix: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    pub(super) remove_extra_whitespaces: Option<bool>,
+}
+
+/// `TrainerSpec.ModelType`.
+pub(super) mod model_type {
+    pub(in crate::tokenizer) const UNIGRAM: i32 = 1;
+    pub(in crate::tokenizer) const BPE: i32 = 2;
+}
+
+/// A SentencePiece model after the checks that SentencePiece makes when it loads one.
+pub(super) struct Model {
+    /// Text, score and GGUF type by id.
+    pub(super) pieces: Vec<(String, f32, i32)>,
+    pub(super) model_type: i32,
+    pub(super) add_dummy_prefix: bool,
+    pub(super) remove_extra_whitespaces: bool,
+    pub(super) charsmap: Vec<u8>,
+    /// The ids of the pieces that the model itself calls user-defined. In `pieces` they are normal: for GGUF only files
+    /// beside the model define user tokens.
+    pub(super) user_defined: Vec<usize>,
+}
+
+impl Model {
+    /// Reads a model of the folder; `None` when there is no such file.
+    pub(super) fn open(input: &mut Input<'_>, name: &str) -> Result<Option<Model>, Error> {
+        let Some(bytes) = input.files.bytes(name, MAX_BYTES)? else { return Ok(None) };
+        let path = input.files.dir.join(name);
+        let proto = ModelProto::decode(&bytes[..])
+            .map_err(|e| Error::NotSentencePiece { path: path.clone(), reason: e.to_string() })?;
+        let trainer = proto.trainer_spec.unwrap_or_default();
+        let normalizer = proto.normalizer_spec.unwrap_or_default();
+        let defined = proto.pieces.iter().enumerate().filter(|(_, piece)| piece.kind == Some(USER_DEFINED));
+        Ok(Some(Model {
+            user_defined: defined.map(|(id, _)| id).collect(),
+            pieces: checked_pieces(path, proto.pieces, trainer.byte_fallback.unwrap_or(false))?,
+            model_type: trainer.model_type.unwrap_or(model_type::UNIGRAM),
+            add_dummy_prefix: normalizer.add_dummy_prefix.unwrap_or(true),
+            remove_extra_whitespaces: normalizer.remove_extra_whitespaces.unwrap_or(true),
+            charsmap: normalizer.precompiled_charsmap.unwrap_or_default(),
+        }))
+    }
+}
+
+/// The pieces with their scores and GGUF types.
+fn checked_pieces(path: PathBuf, found: Vec<Piece>, byte_fallback: bool) -> Result<Vec<(String, f32, i32)>, Error> {
     let mut seen = [HashSet::new(), HashSet::new()];
-    let mut pieces = Vec::with_capacity(proto.pieces.len());
+    let mut pieces = Vec::with_capacity(found.len());
     let (mut unknown, mut byte) = (0, 0);
-    for (id, piece) in proto.pieces.into_iter().enumerate() {
+    for (id, piece) in found.into_iter().enumerate() {
         let bad = |piece: &[u8], expected| Error::BadPiece {
             path: path.clone(),
             id,
@@ -157,7 +223,6 @@ fn decode(input: &Input<'_>, bytes: &[u8]) -> Result<Vec<(String, f32, i32)>, Er
             BYTE => byte += 1,
             _ => {}
         }
-        // A user-defined piece of the model itself counts as normal: only files beside it define user tokens.
         let kind = if kind == USER_DEFINED { NORMAL } else { kind };
         pieces.push((text, piece.score.unwrap_or(0.0), kind));
     }
@@ -171,13 +236,13 @@ fn decode(input: &Input<'_>, bytes: &[u8]) -> Result<Vec<(String, f32, i32)>, Er
 }
 
 /// Whether the text is `<0xHH>` with two capital hexadecimal digits.
-fn is_byte_piece(text: &str) -> bool {
+pub(super) fn is_byte_piece(text: &str) -> bool {
     let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|d| d.len() == 2 && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F')))
 }
 
 /// `added_tokens.json`: a map from token to id.
-fn apply_added_tokens(input: &mut Input<'_>, vocab: &mut ScoredTokens) -> Result<(), Error> {
+pub(super) fn apply_added_tokens(input: &mut Input<'_>, vocab: &mut ScoredTokens) -> Result<(), Error> {
     const NAME: &str = "added_tokens.json";
     let Some(added) = input.files.object(NAME)? else { return Ok(()) };
     for (token, id) in added {

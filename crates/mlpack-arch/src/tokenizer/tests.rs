@@ -1,7 +1,7 @@
 //! The readers against llama.cpp b11434: `golden/expected.json` is what its converter writes for the folders of
 //! `golden/cases.json` (made by `golden/make.py`), and the legal-qa fixture has goldens of its own. Then hostile files.
 
-use super::spm::{ModelProto, Piece, TrainerSpec};
+use super::spm::{ModelProto, NormalizerSpec, Piece, TrainerSpec};
 use super::*;
 use mlpack_fs::{ErrorKind, Sha256};
 use mlpack_tensor::MetaArray;
@@ -114,9 +114,9 @@ fn a_class_that_is_not_reproduced_is_warned_about() {
     let cases = Cases::load();
     let case = cases.named("gpt2_as_the_file_stands");
     let dir = cases.folder(case);
-    fs::write(dir.path().join("tokenizer_config.json"), r#"{"tokenizer_class": "CohereTokenizerFast"}"#).unwrap();
+    fs::write(dir.path().join("tokenizer_config.json"), r#"{"tokenizer_class": "CLIPTokenizerFast"}"#).unwrap();
     let warnings = read_case(dir.path(), case, Some("gpt-2")).unwrap().warnings;
-    assert!(warnings.iter().any(|w| w.contains("`CohereTokenizer`")), "{warnings:?}");
+    assert!(warnings.iter().any(|w| w.contains("`CLIPTokenizer`")), "{warnings:?}");
     fs::write(dir.path().join("tokenizer_config.json"), r#"{"tokenizer_class": "TeamTokenizer"}"#).unwrap();
     let warnings = read_case(dir.path(), case, Some("gpt-2")).unwrap().warnings;
     assert_eq!(warnings, [""; 0], "transformers reads the file as it stands for a class that it does not know");
@@ -155,7 +155,7 @@ fn a_folder_without_a_vocabulary_names_what_was_looked_for() {
     }
     fs::write(dir.path().join("tekken.json"), "{}").unwrap();
     let request = TokenizerRequest { dir: dir.path(), config: &json!({}), reader: VocabReader::Llama, pre: None };
-    assert!(matches!(read(&request), Err(Error::UnsupportedFormat { .. })));
+    assert!(read(&request).unwrap_err().to_string().contains("key `config.version`"));
 }
 
 /// What is wrong with a SentencePiece model, as the reader says it.
@@ -170,8 +170,8 @@ fn piece(text: &[u8], kind: i32) -> Piece {
 }
 
 fn model(byte_fallback: bool, pieces: Vec<Piece>) -> Vec<u8> {
-    let trainer_spec = Some(TrainerSpec { byte_fallback: Some(byte_fallback) });
-    ModelProto { pieces, trainer_spec }.encode_to_vec()
+    let trainer_spec = Some(TrainerSpec { byte_fallback: Some(byte_fallback), model_type: None });
+    ModelProto { pieces, trainer_spec, normalizer_spec: None }.encode_to_vec()
 }
 
 #[test]
@@ -266,8 +266,8 @@ fn a_tokenizer_json_that_breaks_its_rules_is_refused() {
         read(&request).unwrap_err()
     };
     let none = || json!({"vocab_size": 400});
-    assert!(matches!(refused(&|j| j["model"]["type"] = "Unigram".into(), none()), Error::NotBpe { .. }));
-    assert!(matches!(refused(&|j| j["model"] = json!(7), none()), Error::NotBpe { .. }));
+    assert!(matches!(refused(&|j| j["model"]["type"] = "Unigram".into(), none()), Error::WrongModel { .. }));
+    assert!(matches!(refused(&|j| j["model"] = json!(7), none()), Error::WrongModel { .. }));
     assert!(matches!(refused(&|j| j["model"]["vocab"] = json!([1]), none()), Error::Refused { .. }));
     assert!(matches!(refused(&|j| j["model"]["merges"] = json!(["q q"]), none()), Error::Refused { .. }));
     assert!(matches!(refused(&|j| j["model"]["vocab"]["x y"] = json!(-1), none()), Error::Refused { .. }));
@@ -287,26 +287,26 @@ fn a_tokenizer_json_that_breaks_its_rules_is_refused() {
 }
 
 /// The folders of `golden/cases.json`.
-struct Cases {
+pub(super) struct Cases {
     merges: Vec<String>,
-    list: Vec<Value>,
+    pub(super) list: Vec<Value>,
 }
 
 use serde_json::Value;
 
 impl Cases {
-    fn load() -> Cases {
+    pub(super) fn load() -> Cases {
         let json: Value = serde_json::from_str(include_str!("golden/cases.json")).unwrap();
         let merges = json["merges"].as_array().unwrap().iter().map(|m| m.as_str().unwrap().to_owned()).collect();
         Cases { merges, list: json["cases"].as_array().unwrap().clone() }
     }
 
-    fn named(&self, name: &str) -> &Value {
+    pub(super) fn named(&self, name: &str) -> &Value {
         self.list.iter().find(|case| case["name"] == name).unwrap()
     }
 
     /// Writes the files of a case, as `golden/make.py` does.
-    fn folder(&self, case: &Value) -> tempfile::TempDir {
+    pub(super) fn folder(&self, case: &Value) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for name in case["copy"].as_array().into_iter().flatten() {
             let from = legal_qa().join(name.as_str().unwrap());
@@ -318,6 +318,11 @@ impl Cases {
             let bytes = match content {
                 Value::String(text) => text.clone().into_bytes(),
                 content if content.get("@pieces").is_some() => sentencepiece(content),
+                content if content.get("@ranks").is_some() => {
+                    let line = |(i, token): (usize, Vec<u8>)| format!("{} {i}\n", base64(&token));
+                    ranked(&content["@ranks"]).into_iter().enumerate().map(line).collect::<String>().into_bytes()
+                }
+                content if content.get("@tekken").is_some() => tekken(content),
                 content => {
                     let mut content = content.clone();
                     if content["model"].get("@vocab").is_some() {
@@ -369,21 +374,67 @@ fn sentencepiece(spec: &Value) -> Vec<u8> {
     if byte_fallback {
         pieces.extend((0..=255).map(|b| piece(format!("<0x{b:02X}>").as_bytes(), 6)));
     }
-    model(byte_fallback, pieces)
+    let flag = |key| spec["normalizer"].get(key).and_then(Value::as_bool);
+    let charsmap = spec["normalizer"]["charsmap"].as_str().map(|text| super::ranks::base64(text).unwrap());
+    ModelProto {
+        pieces,
+        trainer_spec: Some(TrainerSpec {
+            byte_fallback: Some(byte_fallback),
+            model_type: spec.get("model_type").map(|t| t.as_i64().unwrap() as i32),
+        }),
+        normalizer_spec: Some(NormalizerSpec {
+            precompiled_charsmap: charsmap,
+            add_dummy_prefix: flag("add_dummy_prefix"),
+            remove_extra_whitespaces: flag("remove_extra_whitespaces"),
+        }),
+    }
+    .encode_to_vec()
 }
 
-fn read_case(dir: &Path, case: &Value, pre: Option<&str>) -> Result<Tokenizer, Error> {
+/// The 256 single bytes, then the tokens.
+fn ranked(tokens: &Value) -> Vec<Vec<u8>> {
+    let tokens = tokens.as_array().unwrap().iter().map(|t| t.as_str().unwrap().as_bytes().to_vec());
+    (0..=255).map(|b| vec![b]).chain(tokens).collect()
+}
+
+fn tekken(spec: &Value) -> Vec<u8> {
+    let entry = |(i, t): (usize, Vec<u8>)| json!({"rank": i, "token_bytes": base64(&t), "token_str": null});
+    let vocab: Vec<Value> = ranked(&spec["@tekken"]).into_iter().enumerate().map(entry).collect();
+    let mut json = spec.as_object().unwrap().clone();
+    json.remove("@tekken");
+    json.insert("vocab".into(), vocab.into());
+    Value::Object(json).to_string().into_bytes()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0u32, |bits, b| bits << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i)) as usize & 63];
+            out.push(if i <= chunk.len() { char::from(digit) } else { '=' });
+        }
+    }
+    out
+}
+
+/// The configuration of a case as `read` takes it.
+pub(super) fn config_of(dir: &Path) -> Value {
     let config = fs::File::open(dir.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_reader(config).unwrap();
     if let Some(nested) = config.get("text_config").and_then(Value::as_object).cloned() {
         config.as_object_mut().unwrap().extend(nested);
     }
-    let reader = match case["reader"].as_str().unwrap() {
-        "llama" => VocabReader::Llama,
-        "qwen" => VocabReader::Qwen,
-        _ => VocabReader::Bpe,
-    };
-    read(&TokenizerRequest { dir, config: &config, reader, pre })
+    config
+}
+
+pub(super) fn reader_of(case: &Value) -> VocabReader {
+    serde_json::from_value(case["reader"].clone()).unwrap()
+}
+
+fn read_case(dir: &Path, case: &Value, pre: Option<&str>) -> Result<Tokenizer, Error> {
+    read(&TokenizerRequest { dir, config: &config_of(dir), reader: reader_of(case), pre })
 }
 
 /// Metadata in the form of `golden/expected.json`.
@@ -403,6 +454,7 @@ fn plain(value: &MetaValue) -> (Value, Value) {
         MetaValue::Bool(v) => (json!(["BOOL"]), json!(v)),
         MetaValue::Array(MetaArray::String(v)) => (json!(["ARRAY", "STRING"]), json!(v)),
         MetaValue::Array(MetaArray::I32(v)) => (json!(["ARRAY", "INT32"]), json!(v)),
+        MetaValue::Array(MetaArray::U8(v)) => (json!(["ARRAY", "UINT8"]), json!(v)),
         MetaValue::Array(MetaArray::F32(v)) => {
             (json!(["ARRAY", "FLOAT32"]), v.iter().map(|x| json!(f64::from(*x))).collect())
         }
@@ -424,4 +476,121 @@ fn digest(value: &Value) -> Value {
 
 fn legal_qa() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/legal-qa")
+}
+
+#[test]
+fn special_ids_beyond_the_vocabulary_are_refused() {
+    let cases = Cases::load();
+    let case = cases.named("gpt_neox_class");
+    let dir = cases.folder(case);
+    fs::write(dir.path().join("config.json"), r#"{"model_type": "gpt_neox", "vocab_size": 300, "sep_token_id": 300}"#)
+        .unwrap();
+    let error = read_case(dir.path(), case, Some("olmo")).unwrap_err();
+    assert_eq!(
+        error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+        "the special tokens of `DIR` do not fit the vocabulary\n  key `tokenizer.ggml.seperator_token_id`\n  expected: an \
+         id below 300\n  found:    300"
+    );
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert!(error.hint().unwrap().contains("correct the id"));
+}
+
+#[test]
+fn two_added_tokens_of_one_id_are_refused() {
+    let cases = Cases::load();
+    let case = cases.named("gpt_neox_class");
+    let dir = cases.folder(case);
+    let path = dir.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_reader(fs::File::open(&path).unwrap()).unwrap();
+    json["added_tokens"][2]["id"] = json!(285);
+    fs::write(&path, json.to_string()).unwrap();
+    let error = read_case(dir.path(), case, Some("olmo")).unwrap_err();
+    assert_eq!(
+        error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+        "cannot read `DIR/tokenizer.json`\n  token `  `\n  expected: an id of its own\n  found:    285, the id of \
+         `<|padding|>`"
+    );
+}
+
+#[test]
+fn a_chat_template_that_does_not_parse_is_kept_with_a_warning() {
+    let cases = Cases::load();
+    let case = cases.named("chat_template_json");
+    let dir = cases.folder(case);
+    let with = |template: &str| {
+        let text = json!({"chat_template": template, "tokenizer_class": "GPT2Tokenizer"}).to_string();
+        fs::write(dir.path().join("tokenizer_config.json"), text).unwrap();
+        let found = read_case(dir.path(), case, Some("gpt-2")).unwrap();
+        assert_eq!(found.metadata.find("tokenizer.chat_template"), Some(&MetaValue::String(template.to_owned())));
+        found.warnings
+    };
+    let sound =
+        "{%- for m in messages %}{% generation %}{{ m['content'].strip() }}{% endgeneration %}{% break %}{% endfor %}";
+    assert_eq!(with(sound), [""; 0]);
+    assert_eq!(with("mistral-v3-tekken"), [""; 0]);
+    assert_eq!(
+        with("a\n{% if x %}b"),
+        [
+            "the chat template `tokenizer.chat_template` does not parse at line 2: unexpected end of input, expected end of \
+          block; it is written as it is, and programs that use it will fail or fall back to another"
+        ]
+    );
+}
+
+#[test]
+fn files_that_do_not_fit_a_family_are_refused() {
+    let cases = Cases::load();
+    let failing = |name: &str, config: Value, reader| {
+        let dir = cases.folder(cases.named(name));
+        let error = read(&TokenizerRequest { dir: dir.path(), config: &config, reader, pre: None }).unwrap_err();
+        (error.to_string().replace(&dir.path().display().to_string(), "DIR"), error.kind())
+    };
+    let (text, kind) = failing("phi_3_with_its_sentencepiece_model", json!({"vocab_size": 10}), VocabReader::Phi3);
+    assert_eq!(
+        text,
+        "the tokenizer `DIR/tokenizer.model` does not fit the model\n  expected: a vocabulary of 10 tokens\n  found:    11"
+    );
+    assert_eq!(kind, ErrorKind::Mismatch);
+    let (text, _) = failing("internlm_2_base", json!({"vocab_size": 12}), VocabReader::InternLm2);
+    assert!(text.contains("expected: a vocabulary of 12 tokens\n  found:    11"), "{text}");
+    let (text, kind) = failing("gpt_neox_class", json!({"model_type": "bert"}), VocabReader::Bert);
+    assert_eq!(
+        text,
+        "cannot convert the tokenizer `DIR/tokenizer.json`\n  key `model.type`\n  expected: WordPiece\n  found:    \"BPE\""
+    );
+    assert_eq!(kind, ErrorKind::Unsupported);
+    let (text, _) = failing("baichuan", json!({}), VocabReader::XlmRoberta);
+    assert!(text.contains("`tokenizer.json`"), "{text}");
+    let (text, kind) = failing("gpt_neox_class", json!({"model_type": "glm4", "vocab_size": 300}), VocabReader::Glm4);
+    assert!(text.starts_with("cannot name the pre-tokenizer") || text.contains("special token"), "{text}");
+    assert!(matches!(kind, ErrorKind::Unsupported | ErrorKind::Malformed));
+    let empty = tempfile::tempdir().unwrap();
+    let config = json!({"vocab_size": 50280});
+    let request = TokenizerRequest { dir: empty.path(), config: &config, reader: VocabReader::Mamba, pre: None };
+    let error = read(&request).unwrap_err();
+    assert!(matches!(error, Error::NoTokenizerFiles { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("gpt-neox-20b"));
+}
+
+#[test]
+fn malformed_tekken_files_are_refused_with_their_place() {
+    let cases = Cases::load();
+    let case = cases.named("tekken_of_version_3");
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let dir = cases.folder(case);
+        let path = dir.path().join("tekken.json");
+        let mut json: Value = serde_json::from_reader(fs::File::open(&path).unwrap()).unwrap();
+        change(&mut json);
+        fs::write(&path, json.to_string()).unwrap();
+        let error = read_case(dir.path(), case, None).unwrap_err();
+        error.to_string().replace(&dir.path().display().to_string(), "DIR")
+    };
+    let contains = |text: String, part: &str| assert!(text.contains(part), "{text}");
+    contains(refused(&|j| j["config"]["version"] = "v4".into()), "one of v1, v2, v3, v7, v11, v13 and v15");
+    contains(refused(&|j| j["config"]["default_vocab_size"] = json!(999)), "expected: a vocabulary of 977 tokens");
+    contains(refused(&|j| j["config"]["default_num_special_tokens"] = json!(5)), "expected: a vocabulary of 5 tokens");
+    contains(refused(&|j| j["vocab"][256]["rank"] = json!(1)), "key `vocab[256]`");
+    contains(refused(&|j| j["vocab"][3]["token_bytes"] = "AA==".into()), "key `vocab[3]`");
+    contains(refused(&|j| j["vocab"][257] = json!({"rank": 257, "token_bytes": "dGg="})), "bytes of its own");
+    contains(refused(&|j| j["vocab"][257]["token_bytes"] = "eHl6".into()), "bytes that two other tokens make up");
 }
