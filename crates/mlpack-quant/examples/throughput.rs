@@ -1,11 +1,14 @@
-//! Prints how fast each type encodes, on each implementation that this machine can run.
+//! Prints how fast each type encodes and decodes, on each implementation that this machine can run, and how fast blocks are
+//! validated.
 //!
 //! `cargo run --release -p mlpack-quant --example throughput [TYPE...]`. One thread; the fastest of many short passes over
 //! rows that fit in the cache, so neither memory nor other work on the machine is what is measured.
 
 #![allow(clippy::print_stdout, reason = "printing is what this program is for")]
 
-use mlpack_quant::{Backend, can_encode, encode_on, needs_importance, uses_importance, widen_on};
+use mlpack_quant::{
+    Backend, can_encode, decode_on, encode_on, first_invalid_block, needs_importance, uses_importance, widen_on,
+};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::time::Instant;
 
@@ -44,6 +47,14 @@ fn main() {
             print_line(&name, |backend| {
                 best(x.len(), || encode_on(backend, ty, &x, ROW, importance, &mut dst).expect("lengths fit"))
             });
+            if with == needs_importance(ty) {
+                let mut back = vec![0.0; x.len()];
+                print_line(&format!("{ty} decode"), |backend| {
+                    best(x.len(), || decode_on(backend, ty, &dst, &mut back).expect("lengths fit"))
+                });
+                let rate = best(dst.len(), || assert_eq!(first_invalid_block(ty, &dst), None));
+                println!("{:24}{rate:12.1} MB/s of blocks", format!("{ty} validate"));
+            }
         }
     }
 }

@@ -149,6 +149,14 @@ fn by_columns<const N: usize, const B: usize>(
 /// # Errors
 /// [`Error`] when the type has no decoder or the lengths do not fit.
 pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    decode_on(Backend::best(), ty, src, dst)
+}
+
+/// [`decode`] with a chosen implementation: for tests and measurements, as all give the same values.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_on(backend: Backend, ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
     if !can_decode(ty) {
         return Err(Error::DecodeUnsupported { ty });
     }
@@ -159,10 +167,18 @@ pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
     if expected != src.len() as u64 {
         return Err(Error::EncodedLength { ty, elements: dst.len(), expected, found: src.len() });
     }
+    if !backend.decode(ty, src, dst) {
+        decode_plain(backend, ty, src, dst);
+    }
+    Ok(())
+}
+
+/// The scalar reference, but for the floats. The type has a decoder and the lengths fit.
+fn decode_plain(backend: Backend, ty: GgmlType, src: &[u8], dst: &mut [f32]) {
     match ty {
-        GgmlType::F32 => Backend::best().widen(Dtype::F32, src, dst),
-        GgmlType::F16 => Backend::best().widen(Dtype::F16, src, dst),
-        GgmlType::BF16 => Backend::best().widen(Dtype::BF16, src, dst),
+        GgmlType::F32 => backend.widen(Dtype::F32, src, dst),
+        GgmlType::F16 => backend.widen(Dtype::F16, src, dst),
+        GgmlType::BF16 => backend.widen(Dtype::BF16, src, dst),
         GgmlType::Q4_0 => decode_each(src, dst, plain::decode_q4_0),
         GgmlType::Q4_1 => decode_each(src, dst, plain::decode_q4_1),
         GgmlType::Q5_0 => decode_each(src, dst, plain::decode_q5_0),
@@ -190,7 +206,6 @@ pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
         GgmlType::IQ1_M => decode_each(src, dst, iq1::decode_iq1_m),
         _ => unreachable!("{ty} has no decoder and was refused"),
     }
-    Ok(())
 }
 
 /// Reads little-endian floats as `f32`: F16, BF16 and F32 exactly, F64 rounded once to the nearest.
@@ -222,7 +237,11 @@ pub(crate) fn widen_plain(dtype: Dtype, src: &[u8], dst: &mut [f32]) {
     match dtype {
         Dtype::F16 => decode_each::<1, 2>(src, dst, |b, v| v[0] = f32_from_f16(u16::from_le_bytes(*b))),
         Dtype::BF16 => decode_each::<1, 2>(src, dst, |b, v| v[0] = f32_from_bf16(u16::from_le_bytes(*b))),
-        Dtype::F32 => decode_each::<1, 4>(src, dst, |b, v| v[0] = f32::from_le_bytes(*b)),
+        Dtype::F32 => {
+            for (b, v) in src.as_chunks().0.iter().zip(dst) {
+                *v = f32::from_le_bytes(*b);
+            }
+        }
         Dtype::F64 => decode_each::<1, 8>(src, dst, |b, v| v[0] = f64::from_le_bytes(*b) as f32),
         _ => unreachable!("{dtype} is not a float and was refused"),
     }

@@ -1,7 +1,8 @@
 //! Encodes and decodes ggml block types, equal to llama.cpp b11434 to the bit.
 //!
-//! The functions are [`encode`] (f32 rows to blocks), [`decode`] (blocks to f32) and [`widen`] (checkpoint floats to
-//! f32). They are pure and single-threaded: rows are independent, so callers split work by rows.
+//! The functions are [`encode`] (f32 rows to blocks), [`decode`] (blocks to f32), [`widen`] (checkpoint floats to f32) and
+//! [`first_invalid_block`] (does every block hold numbers?). They are pure and single-threaded: rows are independent, so
+//! callers split work by rows.
 //!
 //! ```
 //! use mlpack_tensor::GgmlType;
@@ -16,8 +17,9 @@
 //!
 //! **Invariants**
 //! - The scalar code in `reference` is the definition: IEEE f32, one rounding for each operation, in ggml's order.
-//! - Every [`Backend`] gives the bits of the scalar code; `unsafe` is confined to the AVX2 kernels and their dispatch.
-//! - No value of the data causes an error or a panic; whether values are finite is the caller's question.
+//! - Every [`Backend`] gives the bits of the scalar code; `unsafe` is confined to vector intrinsics and their dispatch.
+//! - No value of the data causes an error or a panic; whether values are finite is the caller's question, and
+//!   [`first_invalid_block`] answers it.
 //!
 //! It knows no files, no threads, and no rule for which tensor gets which type.
 
@@ -27,9 +29,11 @@ mod error;
 mod float;
 mod kernels;
 mod reference;
+mod validate;
 
 pub use codec::{
-    can_decode, can_encode, decode, encode, encode_on, needs_importance, uses_importance, widen, widen_on,
+    can_decode, can_encode, decode, decode_on, encode, encode_on, needs_importance, uses_importance, widen, widen_on,
 };
 pub use error::Error;
 pub use kernels::Backend;
+pub use validate::first_invalid_block;

@@ -1,6 +1,8 @@
 //! Every implementation gives the bytes of the scalar reference, for values of every kind; and no value panics.
 
-use mlpack_quant::{Backend, can_encode, decode, encode_on, needs_importance, uses_importance, widen_on};
+use mlpack_quant::{
+    Backend, can_decode, can_encode, decode, decode_on, encode_on, needs_importance, uses_importance, widen_on,
+};
 use mlpack_tensor::{Dtype, GgmlType};
 use proptest::prelude::*;
 
@@ -17,6 +19,9 @@ fn group() -> impl Strategy<Value = Vec<f32>> {
         1 => special.clone().prop_map(|v| vec![v; 16]),
         1 => prop::collection::vec(special.clone(), 16),
         1 => prop::collection::vec((-64..64i32).prop_map(|v| v as f32 * 0.5), 16),
+        1 => prop::collection::vec((-24..=24i32).prop_map(|v| v as f32 * 0.25), 16),
+        1 => (prop::collection::vec(-3.0f32..3.0, 16), 0..40i32)
+            .prop_map(|(x, exponent)| x.iter().map(|v| v * 2f32.powi(exponent - 15)).collect()),
         1 => (0..16usize, special).prop_map(|(at, v)| {
             let mut group = vec![0.0; 16];
             group[at] = v;
@@ -80,6 +85,24 @@ proptest! {
                 widen_on(backend, dtype, &bytes, &mut found).unwrap();
                 let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                 prop_assert!(same, "{dtype} {backend:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_backend_decodes_alike(words in prop::collection::vec(any::<u64>(), 3 * 1024 / 8)) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        for &ty in GgmlType::ALL.iter().filter(|&&ty| can_decode(ty)) {
+            let blocks = bytes.len() as u64 / ty.block_byte_len();
+            let src = &bytes[..(blocks * ty.block_byte_len()) as usize];
+            let mut expected = vec![0.0; (blocks * ty.block_len()) as usize];
+            decode_on(Backend::Scalar, ty, src, &mut expected).unwrap();
+            for backend in Backend::available() {
+                let mut found = vec![1.0; expected.len()];
+                decode_on(backend, ty, src, &mut found).unwrap();
+                let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                let at = found.iter().zip(&expected).position(|pair| !same(pair));
+                prop_assert!(at.is_none(), "{ty} {backend:?}: value {at:?}: {:?}", at.map(|at| (found[at], expected[at])));
             }
         }
     }

@@ -1,9 +1,12 @@
-//! Every type against digests of what ggml b11434 itself encodes and decodes (`golden/make_golden.py`).
+//! Every type against digests of what ggml b11434 itself encodes and decodes, and against the random blocks that it finds
+//! invalid (`golden/make_golden.py`).
 
 mod inputs;
 
 use mlpack_fs::Sha256;
-use mlpack_quant::{Backend, can_decode, can_encode, decode, encode_on, needs_importance, uses_importance};
+use mlpack_quant::{
+    Backend, can_decode, can_encode, decode_on, encode_on, first_invalid_block, needs_importance, uses_importance,
+};
 use mlpack_tensor::GgmlType;
 
 const GOLDEN: &str = include_str!("golden/golden.txt");
@@ -62,26 +65,47 @@ fn the_golden_file_covers_every_encoder_and_every_case() {
     }
 }
 
+fn random_blocks(ty: GgmlType) -> Vec<u8> {
+    let len = 256 * ty.block_byte_len() as usize;
+    let words = 0..len.div_ceil(8) as u64;
+    words.flat_map(|i| inputs::word(u64::from(ty.id()), i).to_le_bytes()).take(len).collect()
+}
+
 #[test]
 fn decoding_random_blocks_equals_ggml() {
     let mut wrong = Vec::new();
     for &ty in GgmlType::ALL.iter().filter(|&&ty| can_decode(ty)) {
         let start = format!("decode {ty} ");
         let expected = GOLDEN.lines().find_map(|l| l.strip_prefix(&start)).unwrap_or_else(|| panic!("no `{start}`"));
-        let len = 256 * ty.block_byte_len() as usize;
-        let bytes: Vec<u8> = (0..len.div_ceil(8) as u64)
-            .flat_map(|i| inputs::word(u64::from(ty.id()), i).to_le_bytes())
-            .take(len)
-            .collect();
-        let mut values = vec![0.0f32; 256 * ty.block_len() as usize];
-        decode(ty, &bytes, &mut values).unwrap();
-        let values: Vec<[u8; 4]> = values
-            .into_iter()
-            .map(|v| if v.is_nan() { 0x7fc0_0000u32.to_le_bytes() } else { v.to_le_bytes() })
-            .collect();
-        if digest([values.as_flattened()]) != expected {
-            wrong.push(ty.name());
+        let bytes = random_blocks(ty);
+        for backend in Backend::available() {
+            let mut values = vec![0.0f32; 256 * ty.block_len() as usize];
+            decode_on(backend, ty, &bytes, &mut values).unwrap();
+            let values: Vec<[u8; 4]> = values
+                .into_iter()
+                .map(|v| if v.is_nan() { 0x7fc0_0000u32.to_le_bytes() } else { v.to_le_bytes() })
+                .collect();
+            if digest([values.as_flattened()]) != expected {
+                wrong.push(format!("{backend:?} {ty}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "decoding differs from ggml for {wrong:?}");
+}
+
+#[test]
+fn the_invalid_ones_of_random_blocks_are_those_of_ggml() {
+    for &ty in GgmlType::ALL.iter().filter(|&&ty| can_decode(ty)) {
+        let start = format!("invalid {ty}");
+        let expected = GOLDEN.lines().find_map(|l| l.strip_prefix(&start)).unwrap_or_else(|| panic!("no `{start}`"));
+        let expected: Vec<usize> = expected.split_ascii_whitespace().map(|word| word.parse().unwrap()).collect();
+        let (bytes, size) = (random_blocks(ty), ty.block_byte_len() as usize);
+        let mut found = Vec::new();
+        let mut from = 0;
+        while let Some(at) = first_invalid_block(ty, &bytes[from * size..]) {
+            found.push(from + at);
+            from += at + 1;
+        }
+        assert_eq!(found, expected, "{ty}");
+    }
 }

@@ -57,7 +57,7 @@ pub(super) trait Lanes: Copy {
 
 /// Eight lanes of plain Rust, which the compiler turns into whatever vectors the target has.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; 8]);
+pub(super) struct Portable(pub(super) [f32; 8]);
 
 macro_rules! lanewise {
     ($a:expr, $b:expr, $f:expr) => {{

@@ -10,7 +10,10 @@
 //! qs       in each group of 32 (MXFP4) or 16 (NVFP4): low nibbles the first half, high nibbles the second
 //! ```
 
-const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Halfway between neighbouring values that are not negative.
+pub(crate) const MIDPOINTS: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
 
 /// The first code whose value is nearest.
 fn nearest_code(x: f32, scale: f32) -> u8 {
@@ -32,6 +35,10 @@ fn largest_magnitude(x: &[f32]) -> f32 {
 /// `floorf(log2f(x))` of a positive float as glibc computes it: the logarithm is rounded to f32 before the floor, so
 /// floats just below a power of two can already count as that power.
 fn floor_log2(x: f32) -> i32 {
+    let (exponent, mantissa) = (x.to_bits() >> 23, x.to_bits() & 0x007f_ffff);
+    if (1..255).contains(&exponent) && mantissa < 0x007f_ff00 {
+        return exponent as i32 - 127; // the logarithm is at least 2e-5 below the next power's; f32 tells that from it
+    }
     let exact = f64::from(x);
     let exponent = (exact.to_bits() >> 52) as i32 - 1023;
     if exponent == 1024 {
@@ -50,13 +57,17 @@ fn floor_log2(x: f32) -> i32 {
 }
 
 /// Half of the power of two that an E8M0 byte stands for.
-fn half_power(e: u8) -> f32 {
+pub(crate) fn half_power(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
+/// The scale of a block of that largest magnitude.
+pub(crate) fn mxfp4_scale(amax: f32) -> u8 {
+    if amax > 0.0 { floor_log2(amax).wrapping_add(125) as u8 } else { 0 }
+}
+
 pub(crate) fn encode_mxfp4(x: &[f32; 32], out: &mut [u8; 17]) {
-    let amax = largest_magnitude(x);
-    let e = if amax > 0.0 { floor_log2(amax).wrapping_add(125) as u8 } else { 0 };
+    let e = mxfp4_scale(largest_magnitude(x));
     let d = half_power(e);
     out[0] = e;
     for (j, q) in out[1..].iter_mut().enumerate() {
@@ -73,17 +84,19 @@ pub(crate) fn decode_mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
 }
 
 /// Half the value of an unsigned E4M3 byte; ggml reads 0x7F as zero.
-fn half_e4m3(byte: u8) -> f32 {
+pub(crate) fn half_e4m3(byte: u8) -> f32 {
     if byte == 0 || byte == 0x7f {
         return 0.0;
     }
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 0xf), f32::from(byte & 7));
-    let value = if exponent == 0 { mantissa * 2f32.powi(-9) } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
-    value * 0.5
+    let (exponent, mantissa) = (u32::from(byte >> 3 & 0xf), u32::from(byte & 7));
+    if exponent == 0 {
+        return mantissa as f32 * f32::from_bits((127 - 10) << 23);
+    }
+    f32::from_bits((exponent + 127 - 7 - 1) << 23 | mantissa << 20)
 }
 
 /// The nearest unsigned E4M3 byte, as ggml rounds: one bit below the mantissa decides.
-fn e4m3_from(value: f32) -> u8 {
+pub(crate) fn e4m3_from(value: f32) -> u8 {
     if value.is_nan() || value <= 0.0 {
         return 0;
     }
@@ -147,6 +160,38 @@ mod tests {
         (17, 11),
         (33, 22),
     ];
+
+    #[test]
+    fn e4m3_bytes_rise_and_all_but_the_last_binade_survive_a_round_trip() {
+        assert_eq!(half_e4m3(0x38), 0.5);
+        assert_eq!(half_e4m3(0x7e), 224.0);
+        assert_eq!(half_e4m3(0x01), 2f32.powi(-10));
+        assert_eq!(half_e4m3(0x7f), 0.0);
+        for byte in 0..0x7f {
+            assert_eq!(e4m3_from(2.0 * half_e4m3(byte)), if byte < 0x78 { byte } else { 0x7e });
+            assert!(byte == 0 || half_e4m3(byte) > half_e4m3(byte - 1));
+        }
+    }
+
+    #[test]
+    fn midpoints_lie_between_values() {
+        for (k, midpoint) in MIDPOINTS.into_iter().enumerate() {
+            assert_eq!(midpoint, (f32::from(VALUES[k]) + f32::from(VALUES[k + 1])) / 2.0);
+        }
+    }
+
+    #[test]
+    fn midpoints_decide_as_distances_do() {
+        for scale in [1.0f32, half_power(0), half_power(252), half_e4m3(0x7e), half_e4m3(1), half_e4m3(0x2b)] {
+            for midpoint in MIDPOINTS.map(|m| m * scale) {
+                for x in [midpoint.next_down(), midpoint, midpoint.next_up(), midpoint * 1.1, midpoint * 0.9] {
+                    let above = MIDPOINTS.iter().filter(|&&m| x > m * scale).count() as u8;
+                    assert_eq!(nearest_code(x, scale), above, "{x} {scale}");
+                    assert_eq!(nearest_code(-x, scale), if above > 0 { above + 8 } else { 0 }, "-{x} {scale}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn floor_log2_rounds_like_glibc_below_powers_of_two() {

@@ -14,13 +14,17 @@
 //! sorted as they come: glibc's `qsort` is a merge sort.
 
 use super::cells::{largest, weights};
-use super::lattice::{Cell, IQ1, Lattice};
+use super::lattice::{IQ1, Lattice};
 use super::search::nearest_int;
 use crate::blocks::field;
 use crate::float::{f32_from_f16, read_f16, scale_bits, write_f16};
 
+/// Groups of smaller values are zeros.
+pub(crate) const IQ1_S_EPS: f32 = 1e-12;
+pub(crate) const IQ1_M_EPS: f32 = 1e-7;
+
 /// The three levels, shifted up and down.
-const LEVELS: [[f32; 3]; 2] = [[-0.875, 0.125, 1.125], [-1.125, -0.125, 0.875]];
+pub(crate) const LEVELS: [[f32; 3]; 2] = [[-0.875, 0.125, 1.125], [-1.125, -0.125, 0.875]];
 
 /// The order of values from the smallest, equal ones as they come.
 fn sorted<const M: usize>(x: &[f32; M]) -> [usize; M] {
@@ -46,35 +50,8 @@ fn codes_of<const M: usize>(order: &[usize; M], split: (usize, usize), mirrored:
     codes
 }
 
-/// The index of a cell's codes; of the neighbour with the smallest error where they have none, and then `false`.
-fn snap(
-    lattice: &Lattice<8>,
-    codes: &[u8; 8],
-    x: &[f32],
-    weights: &[f32],
-    scale: f32,
-    levels: &[f32; 3],
-) -> (u16, bool) {
-    let near = match lattice.find(codes) {
-        Cell::Point(index) => return (index, true),
-        Cell::Near(near) => near,
-    };
-    let (mut best, mut best_error) = (near[0], f32::MAX);
-    for &candidate in near {
-        let point = &lattice.points[usize::from(candidate)];
-        let mut error = 0.0f32;
-        for i in 0..8 {
-            let diff = scale * levels[usize::from(point[i])] - x[i];
-            error += weights[i] * diff * diff;
-        }
-        if error < best_error {
-            (best, best_error) = (candidate, error);
-        }
-    }
-    (best, false)
-}
-
 /// Adds the sums of a cell to `sums`: weighted products with the values, and weighted squares.
+#[inline(always)]
 fn add_sums(sums: &mut (f32, f32), point: &[u8; 8], x: &[f32], weights: &[f32], levels: [f32; 3]) {
     for i in 0..8 {
         let q = levels[usize::from(point[i])];
@@ -95,10 +72,11 @@ fn snap_group<const M: usize, const C: usize>(
     let mut indices = [0u16; C];
     let mut all_indexed = true;
     for (k, cell) in codes.as_chunks::<8>().0.iter().enumerate() {
-        let at = 8 * k..8 * k + 8;
-        let (index, indexed) = snap(lattice, cell, &x[at.clone()], &weights[at], *scale, levels[k]);
-        indices[k] = index;
-        all_indexed &= indexed;
+        let x = x[8 * k..].first_chunk().expect("cells tile the group");
+        let weights = weights[8 * k..].first_chunk().expect("cells tile the group");
+        let mut cell = *cell;
+        all_indexed &= lattice.snap(&mut cell, x, weights, *scale, levels[k]);
+        indices[k] = lattice.index_of(&cell);
     }
     if !all_indexed {
         let mut sums = (0.0f32, 0.0f32);
@@ -147,16 +125,31 @@ fn split_alike(x: &[f32; 32], weights: &[f32; 32], order: &[usize; 32]) -> Optio
     best
 }
 
+/// What the search finds for the `G` groups of a super-block; zeros for groups of zeros.
+pub(crate) struct Found<const G: usize, const C: usize> {
+    pub scales: [f32; G],
+    /// IQ1_S: 1 for down. IQ1_M: bit 1 shifts the first cell down, bit 0 the second.
+    pub shifts: [usize; G],
+    /// Of the cells of each group.
+    pub indices: [[u16; C]; G],
+}
+
+impl<const G: usize, const C: usize> Found<G, C> {
+    pub fn zeros() -> Self {
+        Found { scales: [0.0; G], shifts: [0; G], indices: [[0; C]; G] }
+    }
+}
+
 pub(crate) fn encode_iq1_s(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 50]) {
-    const EPS: f32 = 1e-12;
-    let weights = weights(2.0, x, Some(importance), |_, _| 0.0);
-    let mut scales = [0.0f32; 8];
-    let mut high = [0u16; 8];
-    let mut down = [false; 8];
-    out.fill(0);
+    let weights = weights(2.0, x, Some(importance), 0.0);
+    write_iq1_s(&find_iq1_s(x, &weights), out);
+}
+
+pub(crate) fn find_iq1_s(x: &[f32; 256], weights: &[f32; 256]) -> Found<8, 4> {
+    let mut found = Found::zeros();
     let groups = x.as_chunks::<32>().0.iter().zip(weights.as_chunks::<32>().0);
     for (g, (x, weights)) in groups.enumerate() {
-        if largest(&x.map(f32::abs)) < EPS {
+        if largest(&x.map(f32::abs)) < IQ1_S_EPS {
             continue;
         }
         let order = sorted(x);
@@ -167,38 +160,48 @@ pub(crate) fn encode_iq1_s(x: &[f32; 256], importance: &[f32; 256], out: &mut [u
             split.scale = -split.scale;
             split.shifts = 1 - split.shifts;
         }
-        let levels = &LEVELS[split.shifts];
-        let indices = snap_group(x, weights, &codes, &mut split.scale, [levels; 4]);
-        for (k, index) in indices.into_iter().enumerate() {
-            out[2 + 4 * g + k] = index as u8;
-            high[g] |= index >> 8 << (3 * k);
-        }
-        (scales[g], down[g]) = (split.scale, split.shifts == 1);
+        found.indices[g] = snap_group(x, weights, &codes, &mut split.scale, [&LEVELS[split.shifts]; 4]);
+        (found.scales[g], found.shifts[g]) = (split.scale, split.shifts);
     }
-    if let Some(d) = block_scale(&scales) {
+    found
+}
+
+#[inline(always)]
+pub(crate) fn write_iq1_s(found: &Found<8, 4>, out: &mut [u8; 50]) {
+    out.fill(0);
+    let d = block_scale(&found.scales);
+    if let Some(d) = d {
         write_f16(d * 1.125, &mut out[..2]);
-        for (g, high) in high.iter_mut().enumerate() {
-            *high |= u16::from(scale_code(1.0 / d, scales[g]) | u8::from(down[g]) << 3) << 12;
-        }
     }
-    for (bytes, high) in out[34..].as_chunks_mut::<2>().0.iter_mut().zip(high) {
-        *bytes = high.to_le_bytes();
+    for (g, indices) in found.indices.iter().enumerate() {
+        let mut high = 0u16;
+        for (k, index) in indices.iter().enumerate() {
+            out[2 + 4 * g + k] = *index as u8;
+            high |= index >> 8 << (3 * k);
+        }
+        if let Some(d) = d {
+            high |= u16::from(scale_code(1.0 / d, found.scales[g])) << 12 | (found.shifts[g] as u16) << 15;
+        }
+        out[34 + 2 * g..][..2].copy_from_slice(&high.to_le_bytes());
     }
 }
 
 /// A fifteenth of the largest scale; `None` where all are zero.
+#[inline(always)]
 fn block_scale<const G: usize>(scales: &[f32; G]) -> Option<f32> {
     let max = scales.iter().fold(0.0f32, |max, &v| if max > v { max } else { v });
     if max == 0.0 { None } else { Some(max / 15.0) }
 }
 
 /// Three bits of a group's scale relative to the super-block's.
+#[inline(always)]
 fn scale_code(id: f32, scale: f32) -> u8 {
     nearest_int(0.5 * (id * scale - 1.0)).clamp(0, 7) as u8
 }
 
 /// The levels of the two cells of a group of IQ1_M: bit 1 shifts the first down, bit 0 the second.
-fn levels_of(shifts: usize) -> [&'static [f32; 3]; 2] {
+#[inline(always)]
+pub(crate) fn levels_of(shifts: usize) -> [&'static [f32; 3]; 2] {
     [&LEVELS[shifts >> 1], &LEVELS[shifts & 1]]
 }
 
@@ -243,15 +246,15 @@ fn split_halves(x: &[f32; 16], weights: &[f32; 16], order: &[usize; 16]) -> Opti
 }
 
 pub(crate) fn encode_iq1_m(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 56]) {
-    const EPS: f32 = 1e-7;
-    let weights = weights(2.0, x, importance, |_, v| v * v);
-    let mut scales = [0.0f32; 16];
-    let mut shifts = [0usize; 16];
-    let mut indices = [[0u16; 2]; 16];
-    out.fill(0);
-    let groups = || x.as_chunks::<16>().0.iter().zip(weights.as_chunks::<16>().0);
-    for (g, (x, weights)) in groups().enumerate() {
-        if largest(&x.map(f32::abs)) < EPS {
+    let weights = weights(2.0, x, importance, 0.0);
+    write_iq1_m(x, &weights, &find_iq1_m(x, &weights), out);
+}
+
+pub(crate) fn find_iq1_m(x: &[f32; 256], weights: &[f32; 256]) -> Found<16, 2> {
+    let mut found = Found::zeros();
+    let groups = x.as_chunks::<16>().0.iter().zip(weights.as_chunks::<16>().0);
+    for (g, (x, weights)) in groups.enumerate() {
+        if largest(&x.map(f32::abs)) < IQ1_M_EPS {
             continue;
         }
         let order = sorted(x);
@@ -262,24 +265,32 @@ pub(crate) fn encode_iq1_m(x: &[f32; 256], importance: Option<&[f32; 256]>, out:
             split.scale = -split.scale;
             split.shifts = 3 - split.shifts;
         }
-        indices[g] = snap_group(x, weights, &codes, &mut split.scale, levels_of(split.shifts));
-        out[2 * g] = indices[g][0] as u8;
-        out[2 * g + 1] = indices[g][1] as u8;
-        out[32 + g] = (indices[g][0] >> 8 | indices[g][1] >> 8 << 4) as u8;
-        (scales[g], shifts[g]) = (split.scale, split.shifts);
+        found.indices[g] = snap_group(x, weights, &codes, &mut split.scale, levels_of(split.shifts));
+        (found.scales[g], found.shifts[g]) = (split.scale, split.shifts);
     }
-    let Some(mut d) = block_scale(&scales) else { return };
+    found
+}
+
+#[inline(always)]
+pub(crate) fn write_iq1_m(x: &[f32; 256], weights: &[f32; 256], found: &Found<16, 2>, out: &mut [u8; 56]) {
+    out.fill(0);
+    for (g, indices) in found.indices.iter().enumerate() {
+        out[2 * g] = indices[0] as u8;
+        out[2 * g + 1] = indices[1] as u8;
+        out[32 + g] = (indices[0] >> 8 | indices[1] >> 8 << 4) as u8;
+    }
+    let Some(mut d) = block_scale(&found.scales) else { return };
     let id = 1.0 / d;
     let mut packed = [0u16; 4];
     let mut sums = (0.0f32, 0.0f32);
-    for (g, (x, weights)) in groups().enumerate() {
-        let code = scale_code(id, scales[g]);
+    for g in 0..16 {
+        let code = scale_code(id, found.scales[g]);
         packed[g / 4] |= u16::from(code) << (3 * (g % 4));
-        out[32 + g] |= [0x00, 0x80, 0x08, 0x88][shifts[g]];
-        for (k, levels) in levels_of(shifts[g]).into_iter().enumerate() {
+        out[32 + g] |= [0x00, 0x80, 0x08, 0x88][found.shifts[g]];
+        for (k, levels) in levels_of(found.shifts[g]).into_iter().enumerate() {
             let scaled = levels.map(|v| v * f32::from(2 * code + 1));
-            let at = 8 * k..8 * k + 8;
-            let point = &IQ1.points[usize::from(indices[g][k])];
+            let at = 16 * g + 8 * k..16 * g + 8 * k + 8;
+            let point = &IQ1.points[usize::from(found.indices[g][k])];
             add_sums(&mut sums, point, &x[at.clone()], &weights[at], scaled);
         }
     }

@@ -14,47 +14,59 @@
 //!
 //! With seven signs the eighth makes the number of negative ones even.
 
-use super::cells::{Group, Search, even_signs, largest, scale_code, split_even_signs, split_signs, weights};
+use super::cells::{
+    Fitter, Group, Refit, Scalar, Search, even_signs, highest, largest, roots, scale_code, split_even_signs,
+    split_signs, weights,
+};
 use super::lattice::{IQ2_S, IQ2_XS, IQ2_XXS, Lattice};
-use super::search::{GROUP_MAX_EPS, fit_positive};
+use super::search::GROUP_MAX_EPS;
 use crate::blocks::field;
 use crate::float::{read_f16, write_f16};
 
-const LEVELS: i32 = 3;
-const SEARCH: Search = Search { levels: LEVELS, tries: 9, step: 0.1, refit_all: false };
 const MAGNITUDES: [f32; 3] = [8.0, 25.0, 43.0];
+const SEARCH: Search<3> = Search { tries: 9, step: 0.1, refit: Refit::Unindexed };
 
 pub(crate) fn encode_iq2_xxs(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 66]) {
+    fit_iq2_xxs::<Scalar>(x, importance, out);
+}
+
+pub(crate) fn encode_iq2_xs(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 74]) {
+    fit_iq2_xs::<Scalar>(x, importance, out);
+}
+
+pub(crate) fn encode_iq2_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 82]) {
+    fit_iq2_s::<Scalar>(x, importance, out);
+}
+
+#[inline(always)]
+pub(crate) fn fit_iq2_xxs<F: Fitter>(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 66]) {
+    const SEARCH: Search<2> = Search { tries: 6, step: 0.1, refit: Refit::Always };
     let lattice: &Lattice<8> = &IQ2_XXS;
-    let weights = weights(1.0, x, Some(importance), |_, _| 0.0);
+    let weights = weights(1.0, x, Some(importance), 0.0);
+    let mut magnitudes = [0.0f32; 256];
+    let mut signs = [[0u8; 4]; 8];
+    let groups = x.as_chunks::<32>().0.iter().zip(weights.as_chunks().0);
+    for (g, (magnitudes, (x, weights))) in magnitudes.as_chunks_mut().0.iter_mut().zip(groups).enumerate() {
+        (*magnitudes, signs[g]) = split_even_signs(x, weights);
+    }
+    // The search is around the scale of a fit to all codes, and one more.
+    let first = F::fit_positive(i32::from(Lattice::<8>::LEVELS) + 1, &magnitudes, &weights);
     let mut scales = [0.0f32; 8];
     let mut words = [[0u32; 2]; 8];
-    let groups = x.as_chunks::<32>().0.iter().zip(weights.as_chunks::<32>().0);
-    for (((x, weights), scale), words) in groups.zip(&mut scales).zip(&mut words) {
-        let (magnitudes, mut signs) = split_even_signs(x, weights);
-        let group = Group { magnitudes: &magnitudes, weights, roots: &weights.map(f32::sqrt) };
-        if largest(&magnitudes) < GROUP_MAX_EPS {
-            continue;
-        }
-        // The search is around the scale of a fit to all codes; then every cell is rounded again.
-        let first = fit_positive(LEVELS + 1, &magnitudes, &mut [0; 32], weights);
-        let max = first * LEVELS as f32;
+    let groups = magnitudes.as_chunks::<32>().0.iter().zip(weights.as_chunks().0);
+    for (g, (magnitudes, weights)) in groups.enumerate() {
+        let max = first[g] * f32::from(Lattice::<8>::LEVELS);
         if max <= 0.0 {
             continue;
         }
-        let (mut fitted, mut codes, _) = group.search(lattice, Search { tries: 6, ..SEARCH }, max, first);
-        if fitted > 0.0 {
-            group.refit(lattice, LEVELS, &mut fitted, &mut codes, |_| true);
+        let group = Group { magnitudes, weights, roots: &roots(weights) };
+        let fitted = F::fit(&group, lattice, SEARCH, max, first[g]);
+        for k in 0..4 {
+            let signs = if fitted.scale < 0.0 { !signs[g][k] & 127 } else { signs[g][k] };
+            words[g][0] |= u32::from(fitted.indices[k]) << (8 * k);
+            words[g][1] |= u32::from(signs) << (7 * k);
         }
-        if fitted < 0.0 {
-            fitted = -fitted;
-            signs = signs.map(|s| !s & 127);
-        }
-        for (k, cell) in codes.as_chunks::<8>().0.iter().enumerate() {
-            words[0] |= u32::from(lattice.index_of(cell)) << (8 * k);
-            words[1] |= u32::from(signs[k]) << (7 * k);
-        }
-        *scale = fitted;
+        scales[g] = if fitted.scale < 0.0 { -fitted.scale } else { fitted.scale };
     }
     out.fill(0);
     let Some(id) = write_scale(&scales, 1.0, out) else { return };
@@ -67,8 +79,12 @@ pub(crate) fn encode_iq2_xxs(x: &[f32; 256], importance: &[f32; 256], out: &mut 
 }
 
 /// Writes the super-block's scale for the largest of its groups and returns its inverse; `None` where all are zero.
+#[inline(always)]
 pub(crate) fn write_scale<const G: usize>(scales: &[f32; G], fudge: f32, out: &mut [u8]) -> Option<f32> {
-    let max = scales.iter().fold(0.0f32, |max, &v| if max > v { max } else { v });
+    let mut max = 0.0f32;
+    for &v in scales {
+        max = if max > v { max } else { v };
+    }
     if max == 0.0 {
         return None;
     }
@@ -77,29 +93,27 @@ pub(crate) fn write_scale<const G: usize>(scales: &[f32; G], fudge: f32, out: &m
     Some(1.0 / d)
 }
 
-pub(crate) fn encode_iq2_xs(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 74]) {
+#[inline(always)]
+pub(crate) fn fit_iq2_xs<F: Fitter>(x: &[f32; 256], importance: &[f32; 256], out: &mut [u8; 74]) {
     let lattice: &Lattice<8> = &IQ2_XS;
-    let weights = weights(1.0, x, Some(importance), |_, _| 0.0);
+    let weights = weights(1.0, x, Some(importance), 0.0);
     let mut scales = [0.0f32; 16];
-    out.fill(0);
     let mut cells = [0u16; 32];
+    out.fill(0);
     let groups = x.as_chunks::<16>().0.iter().zip(weights.as_chunks::<16>().0);
-    for (((x, weights), scale), cells) in groups.zip(&mut scales).zip(cells.as_chunks_mut::<2>().0) {
-        let (magnitudes, mut signs) = split_even_signs(x, weights);
+    for (g, (x, weights)) in groups.enumerate() {
+        let (magnitudes, signs) = split_even_signs(x, weights);
         let max = largest(&magnitudes);
         if max < GROUP_MAX_EPS {
             continue;
         }
-        let group = Group { magnitudes: &magnitudes, weights, roots: &weights.map(f32::sqrt) };
-        let (mut fitted, codes) = group.fit(lattice, SEARCH, max);
-        if fitted < 0.0 {
-            fitted = -fitted;
-            signs = signs.map(|s| !s & 127);
+        let group = Group { magnitudes: &magnitudes, weights, roots: &roots(weights) };
+        let fitted = F::fit(&group, lattice, SEARCH, max, max / highest::<8>());
+        for k in 0..2 {
+            let signs = if fitted.scale < 0.0 { !signs[k] & 127 } else { signs[k] };
+            cells[2 * g + k] = fitted.indices[k] | u16::from(signs) << 9;
         }
-        for (k, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
-            cells[k] = lattice.index_of(codes) | u16::from(signs[k]) << 9;
-        }
-        *scale = fitted;
+        scales[g] = if fitted.scale < 0.0 { -fitted.scale } else { fitted.scale };
     }
     let Some(id) = write_scale(&scales, 1.0, out) else { return };
     for (cell, bytes) in cells.iter().zip(out[2..66].as_chunks_mut::<2>().0) {
@@ -110,32 +124,29 @@ pub(crate) fn encode_iq2_xs(x: &[f32; 256], importance: &[f32; 256], out: &mut [
     }
 }
 
-pub(crate) fn encode_iq2_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 82]) {
+#[inline(always)]
+pub(crate) fn fit_iq2_s<F: Fitter>(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 82]) {
     const EPS: f32 = 1e-8;
     let lattice: &Lattice<8> = &IQ2_S;
-    let weights = weights(2.0, x, importance, |sigma2, v| 0.25 * sigma2 + v * v);
+    let weights = weights(2.0, x, importance, 0.25);
     let mut scales = [0.0f32; 16];
     out.fill(0);
     let groups = x.as_chunks::<16>().0.iter().zip(weights.as_chunks::<16>().0);
-    for (g, ((x, weights), scale)) in groups.zip(&mut scales).enumerate() {
-        let (magnitudes, mut signs) = split_signs(x);
+    for (g, (x, weights)) in groups.enumerate() {
+        let (magnitudes, signs) = split_signs(x);
         let max = largest(&magnitudes);
         if max < EPS {
             continue;
         }
-        let group = Group { magnitudes: &magnitudes, weights, roots: &weights.map(f32::sqrt) };
-        let (mut fitted, codes) = group.fit(lattice, SEARCH, max);
-        if fitted < 0.0 {
-            fitted = -fitted;
-            signs = signs.map(|s| !s);
-        }
-        for (k, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
-            let (cell, index) = (2 * g + k, lattice.index_of(codes));
+        let group = Group { magnitudes: &magnitudes, weights, roots: &roots(weights) };
+        let fitted = F::fit(&group, lattice, SEARCH, max, max / highest::<8>());
+        for (k, signs) in signs.into_iter().enumerate() {
+            let (cell, index) = (2 * g + k, fitted.indices[k]);
             out[2 + cell] = index as u8;
-            out[34 + cell] = signs[k];
+            out[34 + cell] = if fitted.scale < 0.0 { !signs } else { signs };
             out[66 + cell / 4] |= ((index >> 8) as u8) << (2 * (cell % 4));
         }
-        *scale = fitted;
+        scales[g] = if fitted.scale < 0.0 { -fitted.scale } else { fitted.scale };
     }
     let Some(id) = write_scale(&scales, 0.9875, out) else { return };
     for (g, &scale) in scales.iter().enumerate() {

@@ -11,7 +11,10 @@
 //! qh         byte g, bit k: top bit of the index of cell k of group g
 //! ```
 
-use super::cells::{Group, Search, even_signs, largest, scale_code, split_even_signs, split_signs, weights};
+use super::cells::{
+    Fitter, Group, Refit, Scalar, Search, even_signs, highest, largest, roots, scale_code, split_even_signs,
+    split_signs, weights,
+};
 use super::iq2::write_scale;
 use super::lattice::{IQ3_S, IQ3_XXS, Lattice};
 use crate::blocks::field;
@@ -20,33 +23,39 @@ use crate::float::read_f16;
 const MAGNITUDES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
 
 pub(crate) fn encode_iq3_xxs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 98]) {
+    fit_iq3_xxs::<Scalar>(x, importance, out);
+}
+
+pub(crate) fn encode_iq3_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
+    fit_iq3_s::<Scalar>(x, importance, out);
+}
+
+#[inline(always)]
+pub(crate) fn fit_iq3_xxs<F: Fitter>(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 98]) {
     const EPS: f32 = 1e-8;
-    const SEARCH: Search = Search { levels: 8, tries: 15, step: 0.2, refit_all: false };
+    const SEARCH: Search<4> = Search { tries: 15, step: 0.2, refit: Refit::Unindexed };
     let lattice: &Lattice<4> = &IQ3_XXS;
-    let weights = weights(2.0, x, importance, |_, v| v * v);
+    let weights = weights(2.0, x, importance, 0.0);
     let mut scales = [0.0f32; 8];
     let mut indices = [0u8; 64];
     let mut words = [0u32; 8];
     let groups = x.as_chunks::<32>().0.iter().zip(weights.as_chunks::<32>().0);
-    for (g, ((x, weights), scale)) in groups.zip(&mut scales).enumerate() {
-        let (magnitudes, mut signs) = split_even_signs(x, weights);
+    for (g, (x, weights)) in groups.enumerate() {
+        let (magnitudes, signs) = split_even_signs(x, weights);
         let max = largest(&magnitudes);
         if max < EPS {
             continue;
         }
-        let group = Group { magnitudes: &magnitudes, weights, roots: &weights.map(f32::sqrt) };
-        let (mut fitted, codes) = group.fit(lattice, SEARCH, max);
-        if fitted < 0.0 {
-            fitted = -fitted;
-            signs = signs.map(|s| !s & 127);
-        }
-        for (k, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-            indices[8 * g + k] = lattice.index_of(codes) as u8;
+        let group = Group { magnitudes: &magnitudes, weights, roots: &roots(weights) };
+        let fitted = F::fit(&group, lattice, SEARCH, max, max / highest::<4>());
+        for (k, index) in fitted.indices.into_iter().enumerate() {
+            indices[8 * g + k] = index as u8;
         }
         for (k, signs) in signs.into_iter().enumerate() {
+            let signs = if fitted.scale < 0.0 { !signs & 127 } else { signs };
             words[g] |= u32::from(signs) << (7 * k);
         }
-        *scale = fitted;
+        scales[g] = if fitted.scale < 0.0 { -fitted.scale } else { fitted.scale };
     }
     out.fill(0);
     let Some(id) = write_scale(&scales, 1.0125, out) else { return };
@@ -56,36 +65,34 @@ pub(crate) fn encode_iq3_xxs(x: &[f32; 256], importance: Option<&[f32; 256]>, ou
     }
 }
 
-pub(crate) fn encode_iq3_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
-    const SEARCH: Search = Search { levels: 8, tries: 9, step: 0.2, refit_all: true };
+#[inline(always)]
+pub(crate) fn fit_iq3_s<F: Fitter>(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
+    const SEARCH: Search<3> = Search { tries: 9, step: 0.2, refit: Refit::Group };
     let lattice: &Lattice<4> = &IQ3_S;
-    let weights = weights(2.0, x, importance, |_, v| v * v);
+    let weights = weights(2.0, x, importance, 0.0);
     let mut scales = [0.0f32; 8];
     out.fill(0);
     // ggml does not leave room for the index bytes and signs of a group of zeros, so those of later groups come too early,
     // while their scales and top bits are in place. It is what its files hold, so it is kept.
     let mut place = 0;
     let groups = x.as_chunks::<32>().0.iter().zip(weights.as_chunks::<32>().0);
-    for (g, ((x, weights), scale)) in groups.zip(&mut scales).enumerate() {
-        let (magnitudes, mut signs) = split_signs(x);
+    for (g, (x, weights)) in groups.enumerate() {
+        let (magnitudes, signs) = split_signs(x);
         let max = largest(&magnitudes);
         if max == 0.0 {
             continue;
         }
-        let group = Group { magnitudes: &magnitudes, weights, roots: &weights.map(f32::sqrt) };
-        let (mut fitted, codes) = group.fit(lattice, SEARCH, max);
-        if fitted < 0.0 {
-            fitted = -fitted;
-            signs = signs.map(|s| !s);
-        }
-        for (k, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-            let index = lattice.index_of(codes);
+        let group = Group { magnitudes: &magnitudes, weights, roots: &roots(weights) };
+        let fitted = F::fit(&group, lattice, SEARCH, max, max / highest::<4>());
+        for (k, index) in fitted.indices.into_iter().enumerate() {
             out[2 + 8 * place + k] = index as u8;
             out[66 + g] |= ((index >> 8) as u8) << k;
         }
-        out[74 + 4 * place..][..4].copy_from_slice(&signs);
+        for (k, signs) in signs.into_iter().enumerate() {
+            out[74 + 4 * place + k] = if fitted.scale < 0.0 { !signs } else { signs };
+        }
         place += 1;
-        *scale = fitted;
+        scales[g] = if fitted.scale < 0.0 { -fitted.scale } else { fitted.scale };
     }
     let Some(id) = write_scale(&scales, 1.033, out) else { return };
     for (g, &scale) in scales.iter().enumerate() {

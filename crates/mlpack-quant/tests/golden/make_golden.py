@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes golden.txt: digests of what ggml itself encodes and decodes.
+"""Writes golden.txt: digests of what ggml itself encodes and decodes, and the random blocks that it finds invalid.
 
     python3 make_golden.py path/to/libggml-base.so > golden.txt
 
@@ -132,6 +132,9 @@ def main():
     quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
     traits = ggml.ggml_get_type_traits
     traits.restype = ctypes.c_void_p
+    validate = ggml.ggml_validate_row_data
+    validate.restype = ctypes.c_bool
+    validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     np.seterr(all="ignore")
     only = sys.argv[2:]
     for name, (number, block, size, uses, needs) in TYPES.items():
@@ -164,6 +167,9 @@ def main():
             to_float(data.ctypes.data, y.ctypes.data, y.size)
         y[np.isnan(y)] = np.nan
         print("decode", name, digest([y.tobytes()]), flush=True)
+        valid = [validate(number, data[k * size :].ctypes.data, size) for k in range(blocks)]
+        invalid = [k for k in range(blocks) if not valid[k]]
+        print("invalid", name, *invalid, flush=True)
 
 
 main()

@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code, reason = "intrinsics; see the header of this file")]
 
+pub(super) mod lattice;
+pub(super) mod plain;
 pub(super) mod stream;
 
 use super::lanes::{Lanes, Pair};
