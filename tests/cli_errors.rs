@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Exit codes (docs/ARCHITECTURE.md).
+const THE_ANSWER_IS_NO: i32 = 1;
 const USAGE: i32 = 2;
 const BAD_INPUT: i32 = 3;
 const ENVIRONMENT: i32 = 4;
@@ -88,6 +89,87 @@ fn values_that_overflow_float16_are_refused_there_and_only_there() {
     let model = base_with(&dir, "model.layers.0.mlp.gate_proj.weight", 0x714a);
     refuses("f16-overflow", &dir, &["convert", &model, "--quant", "BF16,F16", "-o", "out"], BAD_INPUT);
     mlpack(&dir).args(["convert", &model, "--quant", "BF16", "-o", "out"]).succeed();
+}
+
+#[test]
+fn malformed_gguf_files() {
+    for (fault, code) in [
+        ("nan-scale", BAD_INPUT),
+        ("overlapping", BAD_INPUT),
+        ("alignment-zero", BAD_INPUT),
+        ("huge-counts", BAD_INPUT),
+        ("huge-dimension", BAD_INPUT),
+        ("missing-part-00001-of-00002", ENVIRONMENT),
+    ] {
+        let dir = TestDir::new();
+        let file = malformed(&format!("gguf/{fault}.gguf"));
+        refuses(
+            &format!("gguf-{fault}"),
+            &dir,
+            &["quantize", &file, "--quant", "Q4_0", "--allow-requantize", "-o", "out"],
+            code,
+        );
+    }
+}
+
+#[test]
+fn importance_matrices_that_cannot_be_used() {
+    for fault in ["not-finite.gguf", "wrong-size.gguf", "no-metadata.gguf", "truncated.dat"] {
+        let dir = TestDir::new();
+        let imatrix = malformed(&format!("imatrix/{fault}"));
+        let args = ["convert", &base(), "--quant", "IQ3_XXS", "--imatrix", &imatrix, "-o", "out"];
+        refuses(&format!("imatrix-{fault}"), &dir, &args, BAD_INPUT);
+    }
+    let dir = TestDir::new();
+    refuses("imatrix-missing", &dir, &["convert", &base(), "--quant", "IQ2_XXS,Q4_K_M", "-o", "out"], BAD_INPUT);
+    let imatrix = fixture("legal-qa/golden/llama.cpp-b11434/imatrix.gguf").display().to_string();
+    let base = base();
+    let some = ["--imatrix", &imatrix, "--exclude-weights", "attn_q"];
+    let args = [&["convert", &base, "--quant", "IQ2_XXS", "-o", "out"][..], &some].concat();
+    refuses("imatrix-without-a-tensor", &dir, &args, BAD_INPUT);
+    let args = ["convert", &base, "--quant", "Q4_K_M", "--imatrix", "absent.gguf", "-o", "out"];
+    refuses("imatrix-absent", &dir, &args, ENVIRONMENT);
+    let args = ["convert", &base, "--quant", "Q4_K_M", "--include-weights", "attn", "-o", "out"];
+    refuses("weights-without-imatrix", &dir, &args, USAGE);
+}
+
+#[test]
+fn options_of_the_quantizer_that_make_no_sense() {
+    let dir = TestDir::new();
+    for (name, option, value) in [
+        ("tensor-type-without-type", "--tensor-type", "attn_v"),
+        ("tensor-type-not-a-pattern", "--tensor-type", "(=Q6_K"),
+        ("tensor-type-unknown", "--tensor-type", "attn_v=Q6_X"),
+        ("output-tensor-type-unknown", "--output-tensor-type", "Q8"),
+        ("override-without-type", "--override-kv", "llama.rope.freq_base=10000"),
+        ("override-not-a-number", "--override-kv", "llama.block_count=int:three"),
+        ("prune-no-such-layer", "--prune-layers", "1,7"),
+        ("prune-everything", "--prune-layers", "0,1,2"),
+    ] {
+        refuses(name, &dir, &["convert", &base(), "--quant", "Q4_K_M", option, value, "-o", "out"], USAGE);
+    }
+    let pattern = ["convert", &base(), "--quant", "Q4_0", "--tensor-type", "attn_v=Q1_0", "-o", "out"];
+    mlpack(&dir).args(pattern).succeed();
+}
+
+#[test]
+fn quantizing_what_is_quantized_or_no_gguf() {
+    let dir = TestDir::new();
+    mlpack(&dir).args(["convert", &base(), "--quant", "Q8_0", "--name", "m", "-o", "."]).succeed();
+    refuses("requantize", &dir, &["quantize", "m-Q8_0.gguf", "--quant", "Q4_K_M", "-o", "out"], BAD_INPUT);
+    refuses("quantize-in-place", &dir, &["quantize", "m-Q8_0.gguf", "--quant", "COPY", "-o", "m-Q8_0.gguf"], USAGE);
+    let two = ["quantize", "m-Q8_0.gguf", "--quant", "COPY,Q8_0", "-o", "x.gguf"];
+    refuses("two-variants-one-file", &dir, &two, USAGE);
+    refuses("quantize-checkpoint", &dir, &["quantize", &base(), "--quant", "Q8_0", "-o", "out"], USAGE);
+    refuses("quantize-absent", &dir, &["quantize", "absent.gguf", "--quant", "Q8_0", "-o", "out"], ENVIRONMENT);
+}
+
+#[test]
+fn an_error_over_the_limit_is_the_answer_no_and_nothing_is_written() {
+    let dir = TestDir::new();
+    let args = ["convert", &base(), "--quant", "Q8_0,Q4_0", "--min-cosine", "0.999", "-o", "out"];
+    refuses("too-far", &dir, &args, THE_ANSWER_IS_NO);
+    mlpack(&dir).args(["convert", &base(), "--quant", "Q8_0", "--min-cosine", "0.999", "-o", "out"]).succeed();
 }
 
 #[test]

@@ -4,17 +4,20 @@ use crate::support::{TestDir, fixture, mlpack};
 use std::process::Command;
 
 #[test]
-fn gguf_rs_lib_reads_every_variant() {
+fn gguf_rs_lib_reads_every_file_type() {
     let dir = TestDir::new();
     let base = fixture("legal-qa/kjv-llama");
+    let imatrix = fixture("legal-qa/golden/llama.cpp-b11434/imatrix.gguf");
+    let quants: Vec<&str> = mlpack_convert::FileType::ALL.iter().map(|ty| ty.name).collect();
     mlpack(&dir)
-        .args(["convert", base.to_str().unwrap(), "--quant", "F32,F16,Q8_0,Q4_0,Q4_K_M", "-o", "out"])
+        .args(["convert", base.to_str().unwrap(), "--imatrix", imatrix.to_str().unwrap()])
+        .args(["--quant", &quants.join(","), "-o", "out"])
         .succeed();
-    for quant in ["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"] {
+    for quant in quants {
         let path = dir.path(&format!("out/kjv-llama-{quant}.gguf"));
         let ours = mlpack_gguf::GgufFile::open(&path).unwrap();
         let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
-        let theirs = gguf_rs_lib::reader::GGUFFileReader::new(file).unwrap();
+        let theirs = gguf_rs_lib::reader::GGUFFileReader::new(file).unwrap_or_else(|e| panic!("{quant}: {e}"));
         assert_eq!(theirs.metadata().get_string("general.name"), Some("Kjv Llama"), "{quant}");
         assert_eq!(theirs.tensor_infos().len(), ours.tensors().len());
         for (a, b) in ours.tensors().iter().zip(theirs.tensor_infos()) {

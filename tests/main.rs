@@ -3,6 +3,8 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | `cli_convert` | outputs equal the goldens of llama.cpp; several variants, adapters, names |
+//! | `cli_quantize` | every golden of llama-quantize, with each option that has one; split files |
+//! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
 //! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
 //! | `cli_release` | the legal-qa release: files, layout, Modelfile, trace back to run 4c421e9c… |
 //! | `cli_errors` | every bad input: message snapshot, exit code, nothing left behind |
@@ -13,8 +15,10 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
 mod cli_convert;
+mod cli_diff;
 mod cli_errors;
 mod cli_merge;
+mod cli_quantize;
 mod cli_release;
 mod determinism;
 mod interop;

@@ -1,8 +1,8 @@
 //! Why something cannot be planned or executed.
 
-use crate::FileType;
+use crate::{Exceeded, FileType, ImportanceError, Stored};
 use mlpack_fs::ErrorKind;
-use mlpack_tensor::{Dtype, Escaped, Shape};
+use mlpack_tensor::{Dtype, Escaped, GgmlType, Shape};
 use std::path::PathBuf;
 
 /// Problems of a list that are shown before it is cut with a count.
@@ -18,6 +18,12 @@ pub enum Error {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Safetensors(#[from] mlpack_safetensors::Error),
+    /// A GGUF file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] mlpack_gguf::Error),
+    /// An importance matrix cannot be read.
+    #[error(transparent)]
+    Importance(#[from] ImportanceError),
     /// An adapter cannot be read or does not fit.
     #[error(transparent)]
     Lora(#[from] mlpack_lora::Error),
@@ -39,19 +45,105 @@ pub enum Error {
     #[error("{}{}", .0.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("\n\n"), more(.0.len()))]
     Several(Vec<Error>),
     /// A variant that llama-quantize does not have.
-    #[error("unknown quantization `{}`\n  expected: one of {}\n  found:    `{}`", Escaped(name), FileType::available().map(|t| t.name).collect::<Vec<_>>().join(", "), Escaped(name))]
+    #[error("unknown quantization `{}`\n  expected: one of {}\n  found:    `{}`", Escaped(name), FileType::names().collect::<Vec<_>>().join(", "), Escaped(name))]
     UnknownFileType {
         /// The name given.
         name: String,
         /// The most similar name.
         nearest: Option<&'static str>,
     },
-    /// A variant that this version does not make.
-    #[error("quantization `{name}` is not available in this version\n  expected: one of {}\n  found:    `{name}`", FileType::available().map(|t| t.name).collect::<Vec<_>>().join(", "))]
-    FileTypeNotAvailable {
-        /// The name.
-        name: &'static str,
+    /// An option that llama-quantize would refuse, or take for something else.
+    #[error("{option} `{}` makes no sense\n  expected: {expected}\n  found:    {reason}", Escaped(value))]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is expected.
+        expected: &'static str,
+        /// What is wrong.
+        reason: String,
     },
+    /// A GGUF file where a checkpoint is needed.
+    #[error("cannot convert `{}`\n  expected: a checkpoint directory\n  found:    a GGUF file", path.display())]
+    NotACheckpoint {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint where a GGUF file is needed.
+    #[error("cannot quantize `{}`\n  expected: a GGUF file\n  found:    a checkpoint", path.display())]
+    NotAGguf {
+        /// The first file of the checkpoint.
+        path: PathBuf,
+    },
+    /// Quantized tensors would be quantized again.
+    #[error("{} quantized already\n  expected: F32, F16 or BF16\n  found:    {}", count(tensors.len()), list(tensors.iter().map(|(name, from, to)| format!("`{}` is {from}, to be stored as {to}", Escaped(name)))))]
+    Requantize {
+        /// The tensors with the types that they have, and those that were asked for.
+        tensors: Vec<(String, GgmlType, GgmlType)>,
+    },
+    /// A tensor of a type whose values cannot be read.
+    #[error(
+        "the values of tensor `{}` cannot be read\n  expected: floats or blocks\n  found:    {ty}",
+        Escaped(tensor)
+    )]
+    Undecodable {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: GgmlType,
+    },
+    /// A row that is not whole blocks of the type, and no smaller block is defined for it.
+    #[error("tensor `{}` cannot be stored as {ty}\n  expected: rows of a multiple of {} elements\n  found:    rows of {row_len}", Escaped(tensor), ty.block_len())]
+    RowLength {
+        /// The tensor.
+        tensor: String,
+        /// The type that was asked for.
+        ty: GgmlType,
+        /// Elements of a row.
+        row_len: u64,
+    },
+    /// Types that are never written without importance values.
+    #[error("{} of a type that needs an importance matrix\n  expected: values for {} in {}\n  found:    none for {}", count(tensors.len()), if tensors.len() == 1 { "it" } else { "them" }, file.as_ref().map_or("an importance matrix (--imatrix)".to_owned(), |f| format!("`{}`", f.display())), list(tensors.iter().map(|(name, ty)| format!("`{}`, to be stored as {ty}", Escaped(name)))))]
+    ImportanceMissing {
+        /// The tensors with the types that the mixture gives them.
+        tensors: Vec<(String, GgmlType)>,
+        /// The importance matrix, where one was given.
+        file: Option<PathBuf>,
+    },
+    /// Importance values of another model.
+    #[error("importance matrix `{}` does not fit tensor `{}`\n  expected: {expected} values\n  found:    {found}", path.display(), Escaped(tensor))]
+    ImportanceSize {
+        /// The tensor.
+        tensor: String,
+        /// The importance matrix.
+        path: PathBuf,
+        /// Columns times experts of the tensor.
+        expected: u64,
+        /// Values in the file.
+        found: u64,
+    },
+    /// Experts that the calibration text never reached.
+    #[error("importance matrix `{}` says nothing about {} of tensor `{}`\n  expected: every expert visited at least once\n  found:    never visited: {}", path.display(), if experts.len() == 1 { "an expert".to_owned() } else { format!("{} experts", experts.len()) }, Escaped(tensor), experts.iter().take(SHOWN).map(u64::to_string).collect::<Vec<_>>().join(", ") + if experts.len() > SHOWN { ", …" } else { "" })]
+    UnvisitedExperts {
+        /// The tensor.
+        tensor: String,
+        /// The importance matrix.
+        path: PathBuf,
+        /// The experts.
+        experts: Vec<u64>,
+    },
+    /// A layer to prune that is not there.
+    #[error("there is no layer {layer} to prune\n  expected: layers of a model that has {layers}\n  found:    {layer}")]
+    NoSuchLayer {
+        /// The layer.
+        layer: u64,
+        /// The number of layers.
+        layers: u64,
+    },
+    /// Pruning would leave nothing.
+    #[error("no layer would be left\n  expected: at least one layer that is not pruned\n  found:    none")]
+    NoLayerLeft,
     /// The same variant was asked for twice.
     #[error("quantization `{name}` is asked for twice")]
     RepeatedFileType {
@@ -69,14 +161,15 @@ pub enum Error {
     },
     /// A tensor of a dtype that has no conversion.
     #[error(
-        "cannot convert tensor `{}`\n  expected: F32, F16, BF16 or F64\n  found:    {dtype} {shape}",
-        Escaped(tensor)
+        "cannot convert tensor `{}`\n  expected: F32, F16, BF16 or F64\n  found:    {} {shape}",
+        Escaped(tensor),
+        stored.name()
     )]
     TensorDtype {
         /// The tensor.
         tensor: String,
-        /// Its dtype.
-        dtype: Dtype,
+        /// How it is stored.
+        stored: Stored,
         /// Its shape.
         shape: Shape,
     },
@@ -96,6 +189,40 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// A block of a source that can only be damage.
+    #[error("cannot use tensor `{}` of `{}`: a block's scale is not finite\n  expected: finite scales in every {ty} block\n  found:    NaN or infinity at row {row}, column {column}", Escaped(tensor), path.display())]
+    InvalidBlock {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: GgmlType,
+        /// The row of the block.
+        row: u64,
+        /// The first column of the block.
+        column: u64,
+    },
+    /// Values are too large for the scale of a block.
+    #[error(
+        "cannot store tensor `{}` as {ty} in `{}`: a block's scale overflows\n  expected: values whose scale fits the type\n  found:    {value:?} at row {row}, near column {column}",
+        Escaped(tensor),
+        Escaped(output)
+    )]
+    ScaleOverflow {
+        /// The source tensor.
+        tensor: String,
+        /// The output file.
+        output: String,
+        /// The type asked for.
+        ty: GgmlType,
+        /// The row of the block.
+        row: u64,
+        /// The first column of the block.
+        column: u64,
+        /// The largest value of the block.
+        value: f32,
+    },
     /// A value is too large for float16.
     #[error(
         "cannot store tensor `{}` as F16 in `{}`: a value overflows\n  expected: values below 65520 in magnitude\n  found:    {value:?} at row {row}, column {column}",
@@ -113,6 +240,12 @@ pub enum Error {
         column: u64,
         /// The value.
         value: f32,
+    },
+    /// Stored values are further from their source than was accepted.
+    #[error("{} too far from the source; nothing was written{}{}", count(tensors.len()), tensors.iter().take(SHOWN).map(|t| format!("\n  `{}` in `{}`: {}", Escaped(&t.tensor), Escaped(&t.file), t.exceeded)).collect::<String>(), if tensors.len() > SHOWN { format!("\n  and {} more", tensors.len() - SHOWN) } else { String::new() })]
+    TooFar {
+        /// The tensors, in the order of the outputs.
+        tensors: Vec<TooFar>,
     },
     /// The memory budget is too small for one slab.
     #[error(
@@ -140,6 +273,32 @@ pub enum Error {
     NoAdapter,
 }
 
+/// "a tensor is", "3 tensors are"
+fn count(tensors: usize) -> String {
+    if tensors == 1 { "a tensor is".to_owned() } else { format!("{tensors} tensors are") }
+}
+
+/// The first of them, one below the other.
+fn list(items: impl ExactSizeIterator<Item = String>) -> String {
+    let more = items.len().saturating_sub(SHOWN);
+    let mut shown: Vec<String> = items.take(SHOWN).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    shown.join("\n            ")
+}
+
+/// A tensor that does not keep a limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TooFar {
+    /// The output.
+    pub file: String,
+    /// The tensor.
+    pub tensor: String,
+    /// The limit and what was found.
+    pub exceeded: Exceeded,
+}
+
 fn more(len: usize) -> String {
     if len > SHOWN { format!("\n\nand {} more problems", len - SHOWN) } else { String::new() }
 }
@@ -159,18 +318,33 @@ impl Error {
         match self {
             Error::Fs(e) => e.kind(),
             Error::Safetensors(e) => e.kind(),
+            Error::Gguf(e) => e.kind(),
+            Error::Importance(e) => e.kind(),
             Error::Lora(e) => e.kind(),
             Error::Arch(e) => e.kind(),
             Error::Layout { source, .. } => source.kind(),
             Error::Several(all) => all.first().map_or(ErrorKind::Malformed, Error::kind),
             Error::UnknownFileType { .. }
-            | Error::FileTypeNotAvailable { .. }
+            | Error::Option { .. }
+            | Error::NotACheckpoint { .. }
+            | Error::NotAGguf { .. }
+            | Error::NoSuchLayer { .. }
+            | Error::NoLayerLeft
             | Error::RepeatedFileType { .. }
             | Error::OutputName { .. }
             | Error::NoAdapter => ErrorKind::Misuse,
-            // Lengths are the executor's own; what is left is a type that is not encoded.
-            Error::Quant(_) | Error::TensorDtype { .. } | Error::F16Overflow { .. } => ErrorKind::Unsupported,
-            Error::NotFinite { .. } => ErrorKind::Malformed,
+            Error::Quant(e) => e.kind(),
+            Error::TensorDtype { .. }
+            | Error::Undecodable { .. }
+            | Error::RowLength { .. }
+            | Error::Requantize { .. }
+            | Error::ScaleOverflow { .. }
+            | Error::F16Overflow { .. } => ErrorKind::Unsupported,
+            Error::NotFinite { .. } | Error::InvalidBlock { .. } => ErrorKind::Malformed,
+            Error::TooFar { .. }
+            | Error::ImportanceMissing { .. }
+            | Error::ImportanceSize { .. }
+            | Error::UnvisitedExperts { .. } => ErrorKind::Mismatch,
             Error::Budget { .. } => ErrorKind::Limit,
             Error::Threads { .. } => ErrorKind::Io,
         }
@@ -181,14 +355,36 @@ impl Error {
         let hint = match self {
             Error::Fs(e) => return e.hint().map(str::to_owned),
             Error::Safetensors(e) => return e.hint(),
+            Error::Gguf(e) => return e.hint(),
+            Error::Importance(e) => return e.hint(),
             Error::Lora(e) => return e.hint(),
             Error::Arch(e) => return e.hint(),
             Error::Quant(e) => return e.hint(),
             Error::Several(all) => return all.iter().find_map(Error::hint),
             Error::UnknownFileType { nearest: Some(nearest), .. } => return Some(format!("did you mean `{nearest}`?")),
+            Error::NotACheckpoint { .. } => "a GGUF file can be quantized: use mlpack quantize",
+            Error::NotAGguf { .. } => "quantize a checkpoint while it is converted: use mlpack convert",
+            Error::Requantize { .. } => {
+                "quantize from the F16 or BF16 file; or accept the loss of quality with --allow-requantize"
+            }
+            Error::RowLength { .. } => "ask for another type for this tensor with --tensor-type",
+            Error::ImportanceMissing { file: None, .. } => {
+                "make an importance matrix with llama-imatrix and give it with --imatrix"
+            }
+            Error::ImportanceMissing { .. } => {
+                "the importance matrix was made for another model or with a text that does not reach this tensor"
+            }
+            Error::ImportanceSize { .. } => "make the importance matrix from this very model",
+            Error::UnvisitedExperts { .. } => {
+                "calibrate with more text; or give these experts equal weights, as llama-quantize does in silence, with \
+                 --allow-unvisited-experts"
+            }
+            Error::InvalidBlock { .. } => "the file is damaged; compare its sha256 with the published one",
+            Error::ScaleOverflow { .. } => "use BF16 or F32 for this tensor (--tensor-type); nothing was written",
             Error::F16Overflow { .. } => "use BF16, F32 or a quantized type for this model; nothing was written",
             Error::NotFinite { .. } => "the checkpoint is damaged, or the training diverged; nothing was written",
             Error::TensorDtype { .. } => "dequantize the checkpoint to BF16 or F32 first",
+            Error::TooFar { .. } => "ask for more bits for these tensors (--tensor-type), or for another variant",
             Error::Budget { .. } => "raise --memory, or lower --threads",
             Error::NoAdapter => "give at least one adapter with -a",
             _ => return None,

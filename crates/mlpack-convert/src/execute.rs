@@ -3,9 +3,10 @@
 //! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads go
 //! through the source from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
-use crate::slab::{Scratch, Slab, Work};
-use crate::{Error, Input, Plan, Source, Step};
+use crate::slab::{Fidelity, Scratch, Slab, Work};
+use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,8 +42,10 @@ pub struct SealedFile {
 pub struct Done {
     /// The outputs, in the plan's order.
     pub outputs: Vec<SealedFile>,
-    /// The checkpoint's shards, hashed while they were read.
+    /// The source's files, hashed while they were read.
     pub inputs: Vec<SealedFile>,
+    /// How far each tensor of each output is from its source, in the plan's order, where the plan has limits.
+    pub fidelity: Vec<Vec<TensorError>>,
 }
 
 /// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
@@ -50,8 +53,8 @@ pub struct Done {
 const SLAB_ELEMENTS: u64 = 1 << 18;
 
 /// Bytes that a slab needs for each element on its way: float64 sum and product, float32, merged, gathered and encoded
-/// bytes.
-const BYTES_PER_ELEMENT: u64 = 8 + 8 + 4 + 4 + 4 + 4;
+/// bytes, and float32 decoded again.
+const BYTES_PER_ELEMENT: u64 = 8 + 8 + 4 + 4 + 4 + 4 + 4;
 
 /// Runs a plan: writes every output into `dir` and gives all of them their final names at the end. `progress` is told the
 /// number of source bytes done, from any thread.
@@ -69,8 +72,29 @@ pub fn execute(
     let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
     let files = create(plan, dir)?;
     let hashers = hashers(source, plan);
-    run(source, plan, &files, &hashers, &slabs, workers, progress)?;
-    seal(source, files, hashers)
+    let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
+    let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
+    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref() };
+    run(&work, &hashers, &slabs, workers, progress)?;
+    let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
+    seal(source, files, hashers, fidelity)
+}
+
+/// The error of every tensor, if all of them are within the plan's limits.
+fn judge(plan: &Plan, sums: Fidelity) -> Result<Vec<Vec<TensorError>>, Error> {
+    let mut errors = Vec::with_capacity(sums.len());
+    let mut too_far = Vec::new();
+    for (output, sums) in plan.outputs.iter().zip(sums) {
+        let sums = sums.into_iter().map(|sums| sums.into_inner().expect("no thread panics holding the lock").finish());
+        let of_output: Vec<TensorError> = sums.collect();
+        for (tensor, error) in output.tensors.iter().zip(&of_output) {
+            for exceeded in plan.limits.exceeded(error) {
+                too_far.push(TooFar { file: output.file_name.clone(), tensor: tensor.name.clone(), exceeded });
+            }
+        }
+        errors.push(of_output);
+    }
+    if too_far.is_empty() { Ok(errors) } else { Err(Error::TooFar { tensors: too_far }) }
 }
 
 /// Cuts the steps into slabs, in source order, and counts the workers that the budget allows.
@@ -103,14 +127,14 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
 
 /// Bytes that a slab needs for the factors of its deltas, whatever its rows: A in float64.
 fn delta_byte_len(source: &Source, step: &Step) -> u64 {
-    let Input::Checkpoint(position) = step.input else { return 0 };
-    let ranks = source.overlay.changes(position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
+    let Input::Tensor(position) = step.input else { return 0 };
+    let ranks = source.changes(position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
     ranks.max().unwrap_or(0).saturating_mul(step.row_len).saturating_mul(8)
 }
 
 fn name(source: &Source, step: &Step) -> String {
     match step.input {
-        Input::Checkpoint(position) => source.checkpoint.tensors()[position].name.clone(),
+        Input::Tensor(position) => source.tensors()[position].name.clone(),
         Input::Computed(_) => String::new(),
     }
 }
@@ -129,28 +153,35 @@ fn create(plan: &Plan, dir: &Path) -> Result<Vec<AtomicFile>, Error> {
     Ok(files)
 }
 
-/// Hashers of the shards, which know already what no slab will read: headers and tensors that are in no step.
+/// Hashers of the source's files, which know already what no slab will read: headers, padding, and tensors that are in no
+/// step.
 fn hashers<'a>(source: &'a Source, plan: &Plan) -> Vec<InputHasher<'a>> {
-    let hashers: Vec<_> = source.checkpoint.shards().iter().map(|shard| InputHasher::new(shard.map())).collect();
-    for (hasher, shard) in hashers.iter().zip(source.checkpoint.shards()) {
-        hasher.used(0..shard.preamble().len() as u64);
-    }
-    let mut read = vec![false; source.checkpoint.tensors().len()];
+    let files = source.files();
+    let mut read: Vec<Vec<Range<u64>>> = vec![Vec::new(); files.len()];
     for step in &plan.steps {
-        if let Input::Checkpoint(position) = step.input {
-            read[position] = true;
+        if let Input::Tensor(position) = step.input {
+            let tensor = &source.tensors()[position];
+            read[tensor.file].push(tensor.range.clone());
         }
     }
-    for (tensor, _) in source.checkpoint.tensors().iter().zip(&read).filter(|(_, read)| !**read) {
-        hashers[tensor.shard].used(source.checkpoint.entry(tensor).range.clone());
+    let mut hashers = Vec::with_capacity(files.len());
+    for (file, mut read) in files.into_iter().zip(read) {
+        let hasher = InputHasher::new(file);
+        read.sort_by_key(|range| range.start);
+        let mut at = 0;
+        for range in read.iter().chain([&(file.byte_len()..file.byte_len())]) {
+            if at < range.start {
+                hasher.used(at..range.start);
+            }
+            at = range.end;
+        }
+        hashers.push(hasher);
     }
     hashers
 }
 
 fn run(
-    source: &Source,
-    plan: &Plan,
-    files: &[AtomicFile],
+    work: &Work<'_>,
     hashers: &[InputHasher<'_>],
     slabs: &[Slab],
     workers: usize,
@@ -161,7 +192,6 @@ fn run(
         .thread_name(|i| format!("mlpack-{i}"))
         .build()
         .map_err(|e| Error::Threads { threads: workers, reason: e.to_string() })?;
-    let work = Work { source, plan, files };
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
@@ -173,7 +203,7 @@ fn run(
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(slab) = slabs.get(i) else { break };
             match work.run(slab, &mut scratch) {
-                Ok(()) => progress(used(source, &plan.steps[slab.step], slab, hashers)),
+                Ok(()) => progress(used(work, slab, hashers)),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);
                     let mut failed = failed.lock().expect("no thread panics holding the lock");
@@ -191,26 +221,32 @@ fn run(
 }
 
 /// Hands the source bytes of a finished slab to the hash of their file; returns their number.
-fn used(source: &Source, step: &Step, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
-    let Input::Checkpoint(position) = step.input else { return 0 };
-    let tensor = &source.checkpoint.tensors()[position];
-    let row_byte_len = step.row_len * tensor.dtype.byte_size();
-    let start = source.checkpoint.entry(tensor).range.start;
+fn used(work: &Work<'_>, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
+    let step = &work.plan.steps[slab.step];
+    let Input::Tensor(position) = step.input else { return 0 };
+    let tensor = &work.source.tensors()[position];
+    let row_byte_len = tensor.stored.row_byte_len(step.row_len);
+    let start = tensor.range.start;
     let range = start + slab.rows.start * row_byte_len..start + slab.rows.end * row_byte_len;
     let byte_len = range.end - range.start;
-    hashers[tensor.shard].used(range);
+    hashers[tensor.file].used(range);
     byte_len
 }
 
 /// Finishes the digests, and gives the outputs their final names.
-fn seal(source: &Source, files: Vec<AtomicFile>, hashers: Vec<InputHasher<'_>>) -> Result<Done, Error> {
+fn seal(
+    source: &Source,
+    files: Vec<AtomicFile>,
+    hashers: Vec<InputHasher<'_>>,
+    fidelity: Vec<Vec<TensorError>>,
+) -> Result<Done, Error> {
     let inputs = hashers
         .into_iter()
-        .zip(source.checkpoint.shards())
-        .map(|(hasher, shard)| SealedFile {
-            path: shard.path().to_owned(),
+        .zip(source.files())
+        .map(|(hasher, file)| SealedFile {
+            path: file.path().to_owned(),
             sha256: hasher.finish(),
-            byte_len: shard.byte_len(),
+            byte_len: file.byte_len(),
         })
         .collect();
     // All of them are on the disk before the first has its final name.
@@ -220,5 +256,5 @@ fn seal(source: &Source, files: Vec<AtomicFile>, hashers: Vec<InputHasher<'_>>) 
         let (path, byte_len) = (file.path().to_owned(), file.byte_len());
         outputs.push(SealedFile { path, sha256: file.seal()?, byte_len });
     }
-    Ok(Done { outputs, inputs })
+    Ok(Done { outputs, inputs, fidelity })
 }

@@ -23,7 +23,7 @@ pub struct FileType {
     pub id: u32,
     /// The type of tensors for which the mixture has no other rule.
     pub default: GgmlType,
-    /// Who defines the bytes.
+    /// Who defines the bytes, of a converted checkpoint without options of llama-quantize.
     pub origin: Origin,
 }
 
@@ -38,7 +38,7 @@ macro_rules! file_types {
                 origin: Origin::$origin,
             };)*
 
-            /// Every variant, by number.
+            /// Every variant that has a number, by number; [`FileType::COPY`] has none of its own.
             pub const ALL: &'static [FileType] = &[$(FileType::$name,)*];
         }
     };
@@ -87,75 +87,25 @@ const ALIASES: &[(&str, FileType)] =
     &[("Q3_K", FileType::Q3_K_M), ("Q4_K", FileType::Q4_K_M), ("Q5_K", FileType::Q5_K_M)];
 
 impl FileType {
+    /// `COPY`: every tensor keeps its type, and the file its number; only order and metadata are llama-quantize's.
+    pub const COPY: FileType = FileType { name: "COPY", id: 0, default: GgmlType::F32, origin: Origin::Quantizer };
+
     /// The variant of that name, upper or lower case; aliases included.
     ///
     /// # Errors
-    /// [`Error::UnknownFileType`] with the list of names, [`Error::FileTypeNotAvailable`] for a variant that this
-    /// version does not make.
+    /// [`Error::UnknownFileType`] with the list of names.
     pub fn parse(name: &str) -> Result<FileType, Error> {
         let alias = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name)).map(|(_, ty)| *ty);
-        let found = alias.or_else(|| FileType::ALL.iter().copied().find(|ty| ty.name.eq_ignore_ascii_case(name)));
-        let Some(ty) = found else {
-            let names = FileType::available().map(|ty| ty.name);
-            return Err(Error::UnknownFileType {
-                name: name.to_owned(),
-                nearest: nearest(name, names, 1).first().copied(),
-            });
-        };
-        if !ty.is_available() {
-            return Err(Error::FileTypeNotAvailable { name: ty.name });
-        }
-        Ok(ty)
+        let mut named = FileType::ALL.iter().copied().chain([FileType::COPY]);
+        alias.or_else(|| named.find(|ty| ty.name.eq_ignore_ascii_case(name))).ok_or_else(|| Error::UnknownFileType {
+            name: name.to_owned(),
+            nearest: nearest(name, FileType::names(), 1).first().copied(),
+        })
     }
 
-    /// The variants that this version makes.
-    pub fn available() -> impl Iterator<Item = FileType> {
-        FileType::ALL.iter().copied().filter(|ty| ty.is_available())
-    }
-
-    /// Whether every type that the variant's mixture can choose is encoded here, without an importance matrix.
-    fn is_available(self) -> bool {
-        self.types().iter().all(|ty| mlpack_quant::can_encode(*ty)) && !self.needs_importance()
-    }
-
-    /// The types that the mixture can choose, its fallbacks for odd row lengths included.
-    fn types(self) -> &'static [GgmlType] {
-        use GgmlType::*;
-        match self {
-            FileType::F32 => &[F32],
-            FileType::F16 => &[F32, F16],
-            FileType::BF16 => &[F32, BF16],
-            FileType::Q8_0 => &[F32, F16, Q8_0],
-            FileType::Q4_0 => &[Q4_0, Q6_K, Q8_0, F16],
-            FileType::Q4_1 => &[Q4_1, Q6_K, Q8_0, F16],
-            FileType::Q5_0 => &[Q5_0, Q6_K, Q8_0, F16],
-            FileType::Q5_1 => &[Q5_1, Q6_K, Q8_0, F16],
-            FileType::Q4_K_S => &[Q4_K, Q5_K, Q6_K, Q5_0, Q5_1, Q8_0, F16],
-            FileType::Q4_K_M => &[Q4_K, Q5_K, Q6_K, Q5_0, Q5_1, Q8_0, F16],
-            FileType::Q5_K_S => &[Q5_K, Q6_K, Q5_1, Q8_0, F16],
-            FileType::Q5_K_M => &[Q5_K, Q6_K, Q5_1, Q8_0, F16],
-            FileType::Q6_K => &[Q6_K, Q8_0, F16],
-            FileType::Q2_K | FileType::Q2_K_S => &[Q2_K, Q3_K, Q4_K, Q6_K, Q4_0, Q5_0, Q5_K, Q8_0, F16],
-            FileType::Q3_K_S | FileType::Q3_K_M | FileType::Q3_K_L => {
-                &[Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q5_0, Q5_1, Q8_0, F16]
-            }
-            FileType::IQ4_NL => &[IQ4_NL, Q5_K, Q6_K, Q5_1, Q8_0, F16],
-            FileType::IQ4_XS => &[IQ4_XS, IQ4_NL, Q5_K, Q6_K, Q5_1, Q8_0, F16],
-            FileType::IQ3_S | FileType::IQ3_M => &[IQ3_S, IQ4_NL, Q4_K, Q5_K, Q6_K, Q5_0, Q8_0, F16],
-            FileType::TQ1_0 => &[TQ1_0, Q4_K, Q6_K, Q4_0, Q5_0, Q8_0, F16],
-            FileType::TQ2_0 => &[TQ2_0, Q4_K, Q6_K, Q4_0, Q5_0, Q8_0, F16],
-            FileType::Q1_0 => &[Q1_0, Q6_K, Q8_0, F16],
-            FileType::Q2_0 => &[Q2_0, Q4_K, Q6_K, Q4_0, Q5_0, Q8_0, F16],
-            FileType::MXFP4_MOE => &[MXFP4, Q8_0, F16],
-            _ => &[IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ1_S, IQ1_M],
-        }
-    }
-
-    /// Whether llama-quantize refuses the variant without an importance matrix, whatever the model.
-    fn needs_importance(self) -> bool {
-        use FileType as T;
-        [T::IQ2_XXS, T::IQ2_XS, T::IQ2_S, T::IQ2_M, T::IQ3_XXS, T::IQ3_XS, T::IQ1_S, T::IQ1_M, T::Q2_K_S]
-            .contains(&self)
+    /// Every name, by number.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        FileType::ALL.iter().chain(&[FileType::COPY]).map(|ty| ty.name)
     }
 }
 
@@ -167,6 +117,7 @@ mod tests {
     fn names_are_found_in_any_case_and_aliases_lead_to_the_medium_mixture() {
         assert_eq!(FileType::parse("q4_k_m").unwrap(), FileType::Q4_K_M);
         assert_eq!(FileType::parse("Q4_K").unwrap(), FileType::Q4_K_M);
+        assert_eq!(FileType::parse("copy").unwrap(), FileType::COPY);
         match FileType::parse("Q4KM") {
             Err(Error::UnknownFileType { nearest, .. }) => assert_eq!(nearest, Some("Q4_K_M")),
             other => panic!("{other:?}"),
@@ -179,10 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variants_of_the_contract_are_available() {
-        let names: Vec<_> = FileType::available().map(|ty| ty.name).collect();
-        for name in ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M"] {
-            assert!(names.contains(&name), "{name} is missing from {names:?}");
-        }
+    fn every_type_that_a_variant_is_named_after_can_be_encoded() {
+        assert!(FileType::ALL.iter().all(|ty| mlpack_quant::can_encode(ty.default)));
     }
 }

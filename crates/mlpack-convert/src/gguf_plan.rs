@@ -1,13 +1,10 @@
-//! Planning GGUF outputs: several variants of one model, from one read.
+//! Planning GGUF outputs of a checkpoint: several variants of one model, from one read.
 
-use crate::mixture::{Mixture, ModelFacts, allows_quantization, fit, quantized_order};
-use crate::{Error, FileType, Input, Origin, Output, OutputTensor, Plan, Source, Step, Stored, Target};
+use crate::mixture::fit;
+use crate::quantize_plan::{Given, Typed, add_output, add_variant, drop_unused};
+use crate::{Error, FileType, Input, Origin, Plan, QuantizeOptions, Source, Step};
 use mlpack_arch::{MetadataRequest, Model, TensorRule, Transform, parameter_count};
-use mlpack_gguf::{Layout, TensorSpec};
-use mlpack_tensor::{Dtype, GgmlType, MetaValue, Metadata, Shape};
-
-/// The version of ggml's quantization formats that every file states (`GGML_QUANT_VERSION`).
-const QUANTIZATION_VERSION: u32 = 2;
+use mlpack_tensor::{Dtype, GgmlType, MetaValue, Shape};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +15,24 @@ pub struct GgufRequest<'a> {
     pub variants: &'a [FileType],
     /// The pre-tokenizer, where it cannot be recognised.
     pub pre: Option<&'a str>,
+    /// llama-quantize's options.
+    pub options: &'a QuantizeOptions,
 }
 
-/// A tensor as convert_hf_to_gguf.py would write it, its type aside.
+impl GgufRequest<'_> {
+    /// Who defines the bytes of a variant. The converter's own variants come from llama-quantize where something is asked
+    /// for that only it does.
+    fn origin(&self, variant: FileType) -> Origin {
+        if self.options.alter_converted() { Origin::Quantizer } else { variant.origin }
+    }
+}
+
+/// A tensor as convert_hf_to_gguf.py would write it, its type aside. The plan has a step for each, in the same order.
 struct Converted {
     name: String,
     shape: Shape,
     always_f32: bool,
-    source: Option<(usize, Dtype)>,
+    source: Option<(String, Dtype)>,
 }
 
 /// Plans one GGUF file for each variant.
@@ -42,26 +49,26 @@ pub fn plan_gguf(source: &Source, model: &Model, request: &GgufRequest<'_>) -> R
         file_type: intermediate.id,
         parameters: parameter_count(converted.iter().map(|c| (c.name.as_str(), &c.shape))),
         pre: request.pre,
-        card: source.overlay.adapters().is_empty(),
+        card: source.adapters().is_empty(),
     })?;
     plan.warnings.extend(described.warnings);
     plan.described_by = described.files;
+    let given = given(&converted, intermediate);
     for &variant in request.variants {
-        let mut metadata = described.entries.clone();
-        let tensors = match variant.origin {
+        let stem = format!("{}-{}", request.name, variant.name);
+        match request.origin(variant) {
             Origin::Converter => {
+                let mut metadata = described.entries.clone();
                 metadata.set("general.file_type", MetaValue::U32(variant.id));
-                converter_tensors(&converted, variant)
+                let tensors = converter_tensors(&converted, variant);
+                add_output(&mut plan, format!("{stem}.gguf"), variant, &metadata, tensors)?;
             }
             Origin::Quantizer => {
-                // llama-quantize sets both again, which moves them to the end.
-                metadata.set_last("general.quantization_version", MetaValue::U32(QUANTIZATION_VERSION));
-                metadata.set_last("general.file_type", MetaValue::U32(variant.id));
-                quantizer_tensors(&converted, variant, intermediate, &metadata)
+                add_variant(&mut plan, &stem, &given, &described.entries, variant, request.options)?;
             }
-        };
-        add_output(&mut plan, source, request.name, variant, &metadata, &converted, tensors)?;
+        }
     }
+    drop_unused(&mut plan, &given);
     Ok(plan)
 }
 
@@ -88,7 +95,7 @@ fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Conver
         plan.steps.push(Step { input, rows, row_len, transform: Transform::Copy, targets: Vec::new() });
         converted.push(Converted { name: extra.name, shape: extra.shape, always_f32: true, source: None });
     }
-    for (position, tensor) in source.checkpoint.tensors().iter().enumerate() {
+    for (position, tensor) in source.tensors().iter().enumerate() {
         let (name, transform, always_f32) = match model.map_tensor(&tensor.name, &tensor.shape) {
             Ok(TensorRule::Mapped { gguf_name, transform, force_f32 }) => (gguf_name, transform, force_f32),
             Ok(TensorRule::Dropped { reason }) => {
@@ -100,14 +107,14 @@ fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Conver
                 continue;
             }
         };
-        if !tensor.dtype.is_float() {
-            let (tensor, dtype, shape) = (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
-            problems.push(Error::TensorDtype { tensor, dtype, shape });
+        let Some(dtype) = tensor.stored.dtype().filter(|dtype| dtype.is_float()) else {
+            let (tensor, stored, shape) = (tensor.name.clone(), tensor.stored, tensor.shape.clone());
+            problems.push(Error::TensorDtype { tensor, stored, shape });
             continue;
-        }
+        };
         let (rows, row_len) = rows_of(&tensor.shape, transform);
-        plan.steps.push(Step { input: Input::Checkpoint(position), rows, row_len, transform, targets: Vec::new() });
-        let source = Some((position, tensor.dtype));
+        plan.steps.push(Step { input: Input::Tensor(position), rows, row_len, transform, targets: Vec::new() });
+        let source = Some((tensor.name.clone(), dtype));
         converted.push(Converted { name, shape: tensor.shape.clone(), always_f32, source });
     }
     Error::from_list(problems)?;
@@ -125,7 +132,7 @@ fn rows_of(shape: &Shape, transform: Transform) -> (u64, u64) {
 
 /// The converter's type that holds the source's values exactly: what llama-quantize would have been given.
 fn intermediate(converted: &[Converted]) -> FileType {
-    let first_matrix = converted.iter().filter(|c| c.shape.rank() >= 2).find_map(|c| c.source);
+    let first_matrix = converted.iter().filter(|c| c.shape.rank() >= 2).find_map(|c| c.source.as_ref());
     match first_matrix {
         Some((_, Dtype::BF16)) => FileType::BF16,
         Some((_, Dtype::F16)) => FileType::F16,
@@ -133,9 +140,19 @@ fn intermediate(converted: &[Converted]) -> FileType {
     }
 }
 
-/// A tensor of an output: its place among the converted, its type, and the type that was wanted instead.
-type Typed = (usize, GgmlType, Option<GgmlType>);
+/// The tensors of the converter's file, as llama-quantize would find them.
+fn given(converted: &[Converted], intermediate: FileType) -> Vec<Given> {
+    let given = |(i, c): (usize, &Converted)| Given {
+        name: c.name.clone(),
+        shape: c.shape.clone(),
+        ty: converter_type(c, intermediate).0,
+        source: c.source.as_ref().map(|(name, _)| name.clone()),
+        place: (0, i as u64),
+    };
+    converted.iter().enumerate().map(given).collect()
+}
 
+/// The type that the converter gives a tensor, and the one that was wanted instead.
 fn converter_type(c: &Converted, variant: FileType) -> (GgmlType, Option<GgmlType>) {
     if c.always_f32 {
         return (GgmlType::F32, None);
@@ -145,74 +162,11 @@ fn converter_type(c: &Converted, variant: FileType) -> (GgmlType, Option<GgmlTyp
 }
 
 fn converter_tensors(converted: &[Converted], variant: FileType) -> Vec<Typed> {
-    let typed = |(i, c): (usize, &Converted)| {
+    let typed = |(step, c): (usize, &Converted)| {
         let (ty, instead_of) = converter_type(c, variant);
-        (i, ty, instead_of)
+        let (name, shape) = (c.name.clone(), c.shape.clone());
+        let source = c.source.as_ref().map(|(name, _)| name.clone());
+        Typed { step, name, shape, ty, instead_of, importance: None, source }
     };
     converted.iter().enumerate().map(typed).collect()
-}
-
-fn quantizer_tensors(
-    converted: &[Converted],
-    variant: FileType,
-    intermediate: FileType,
-    metadata: &Metadata,
-) -> Vec<Typed> {
-    let mut order: Vec<usize> = (0..converted.len()).collect();
-    order.sort_by_key(|i| quantized_order(&converted[*i].name));
-    let facts = ModelFacts::from_metadata(metadata);
-    let mut mixture = Mixture::new(variant, &facts, order.iter().map(|i| converted[*i].name.as_str()));
-    let typed = |i: usize| {
-        let c = &converted[i];
-        if !allows_quantization(&c.name, &c.shape) {
-            let (ty, instead_of) = converter_type(c, intermediate);
-            return (i, ty, instead_of);
-        }
-        let choice = mixture.choose(&c.name, &c.shape);
-        (i, choice.ty, choice.instead_of)
-    };
-    order.into_iter().map(typed).collect()
-}
-
-/// Lays out one file and tells the steps where their values go.
-fn add_output(
-    plan: &mut Plan,
-    source: &Source,
-    name: &str,
-    variant: FileType,
-    metadata: &Metadata,
-    converted: &[Converted],
-    tensors: Vec<Typed>,
-) -> Result<(), Error> {
-    let file_name = format!("{name}-{}.gguf", variant.name);
-    let spec = |(i, ty, _): &Typed| TensorSpec {
-        name: converted[*i].name.clone(),
-        ty: *ty,
-        shape: converted[*i].shape.clone(),
-    };
-    let layout = Layout::new(metadata, tensors.iter().map(spec).collect())
-        .map_err(|source| Error::Layout { file: file_name.clone(), source })?;
-    let output = plan.outputs.len();
-    let mut output_tensors = Vec::with_capacity(tensors.len());
-    for (tensor, ((i, ty, instead_of), slot)) in tensors.iter().zip(layout.tensors()).enumerate() {
-        plan.steps[*i].targets.push(Target { output, tensor });
-        let source = converted[*i].source.map(|(position, _)| source.checkpoint.tensors()[position].name.clone());
-        output_tensors.push(OutputTensor {
-            name: slot.spec.name.clone(),
-            source,
-            stored: Stored::Ggml(*ty),
-            instead_of: *instead_of,
-            shape: slot.spec.shape.clone(),
-            range: slot.range.clone(),
-            padded_end: slot.padded_end,
-        });
-    }
-    plan.outputs.push(Output {
-        file_name,
-        variant: Some(variant.name),
-        preamble: layout.header().to_vec(),
-        tensors: output_tensors,
-        byte_len: layout.byte_len(),
-    });
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! The main path: open, plan, execute, seal.
 //!
-//! [`Source::open`] opens a checkpoint and lays adapters over it. [`plan_gguf`] and [`plan_merge`] turn names, shapes and
-//! types into a [`Plan`]: every output file with the type and the place of every tensor, before a weight is read.
-//! [`execute`] runs the plan in row slabs on all cores and seals the outputs. Start reading at `plan.rs`.
+//! [`Source::open`] opens a checkpoint and lays adapters over it, [`Source::open_gguf`] a GGUF file. [`plan_gguf`],
+//! [`plan_quantize`] and [`plan_merge`] turn names, shapes and types into a [`Plan`]: every output file with the type and
+//! the place of every tensor, before a weight is read. [`execute`] runs the plan in row slabs on all cores and seals the
+//! outputs. Start reading at `plan.rs`.
 //!
 //! ```no_run
 //! use mlpack_convert::*;
@@ -10,7 +11,9 @@
 //! let source = Source::open("base".as_ref(), &[("legal-qa-lora".into(), 1.0)])?;
 //! let model = open_model(&source, &mlpack_arch::Families::builtin())?;
 //! let variants = [FileType::parse("Q4_K_M")?, FileType::parse("F16")?];
-//! let plan = plan_gguf(&source, &model, &GgufRequest { name: "legal-qa", variants: &variants, pre: None })?;
+//! let plan = plan_gguf(&source, &model, &GgufRequest {
+//!     name: "legal-qa", variants: &variants, pre: None, options: &QuantizeOptions::default(),
+//! })?;
 //! let done = execute(&source, &plan, "out".as_ref(), &Resources::default(), &|_| {})?;
 //! println!("{}", done.outputs[0].sha256);
 //! # Ok(()) }
@@ -23,22 +26,32 @@
 //! - Every source tensor is in every output, or named in the plan with the reason why it is not.
 
 mod carry;
+mod diff;
 mod error;
 mod execute;
+mod fidelity;
 mod file_type;
 mod gguf_plan;
+mod importance;
 mod merge_plan;
 mod mixture;
+mod options;
 mod plan;
+mod quantize_plan;
 mod slab;
 mod source;
 
 pub use carry::carried_files;
-pub use error::Error;
+pub use diff::{Diff, Reshaped, TensorDiff, Unpaired, bits_per_weight, diff};
+pub use error::{Error, TooFar};
 pub use execute::{Done, Resources, SealedFile, execute};
+pub use fidelity::{ErrorSums, Exceeded, Limits, MaxError, SlabSums, TensorError};
 pub use file_type::{FileType, Origin};
 pub use gguf_plan::{GgufRequest, plan_gguf};
+pub use importance::{Entry, Importance, ImportanceError, ImportanceProblem};
 pub use merge_plan::{merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
+pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
 pub use plan::{Input, Output, OutputTensor, Plan, Step, Stored, Target};
-pub use source::{Source, open_model};
+pub use quantize_plan::{QuantizeRequest, plan_quantize};
+pub use source::{Source, SourceTensor, open_model};

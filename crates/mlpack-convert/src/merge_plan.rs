@@ -10,10 +10,9 @@ use mlpack_fs::AtomicDir;
 /// Plans the shards of the merged checkpoint. A LoRA delta keeps dtype and shape, so every shard keeps its header and
 /// every tensor its place.
 pub fn plan_merge(source: &Source) -> Result<Plan, Error> {
-    if source.overlay.adapters().is_empty() {
+    let Some(checkpoint) = source.checkpoint().filter(|_| !source.adapters().is_empty()) else {
         return Err(Error::NoAdapter);
-    }
-    let checkpoint = &source.checkpoint;
+    };
     let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
     for shard in checkpoint.shards() {
         let file_name = shard.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -34,12 +33,13 @@ pub fn plan_merge(source: &Source) -> Result<Plan, Error> {
             source: Some(tensor.name.clone()),
             stored: Stored::Safetensors(tensor.dtype),
             instead_of: None,
+            importance: None,
             shape: tensor.shape.clone(),
             padded_end: range.end,
             range,
         });
         plan.steps.push(Step {
-            input: Input::Checkpoint(position),
+            input: Input::Tensor(position),
             rows: tensor.shape.row_count().unwrap_or(0),
             row_len: tensor.shape.row_len(),
             transform: Transform::Copy,
@@ -59,7 +59,9 @@ pub fn merge(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
     let mut done = execute(source, plan, out.contents(), resources, progress)?;
-    done.outputs.extend(carry(source.checkpoint.dir(), out.contents())?);
+    if let Some(checkpoint) = source.checkpoint() {
+        done.outputs.extend(carry(checkpoint.dir(), out.contents())?);
+    }
     let dir = out.path().to_owned();
     out.seal()?;
     for SealedFile { path, .. } in &mut done.outputs {

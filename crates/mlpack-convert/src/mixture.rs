@@ -4,7 +4,7 @@
 //! Long because it is one table of rules, in the order in which the reference asks them; the order matters, as some
 //! rules count how often they were asked.
 
-use crate::FileType;
+use crate::{FileType, QuantizeOptions};
 use mlpack_tensor::{GgmlType, MetaArray, MetaValue, Metadata, Shape};
 
 /// What a mixture asks about a model.
@@ -31,18 +31,21 @@ impl ModelFacts {
             Some(MetaValue::String(arch)) => arch.clone(),
             _ => String::new(),
         };
-        let number = |key: &str| match metadata.find(&format!("{arch}.{key}")) {
-            Some(MetaValue::U32(n)) => u64::from(*n),
-            Some(MetaValue::Array(MetaArray::I32(per_layer))) => {
-                per_layer.first().and_then(|n| u64::try_from(*n).ok()).unwrap_or(0)
-            }
-            _ => 0,
+        // A number, or the first of an array that has one for each layer.
+        let number = |key: &str| match metadata.find(&format!("{arch}.{key}"))? {
+            MetaValue::U32(n) => Some(u64::from(*n)),
+            MetaValue::I32(n) => u64::try_from(*n).ok(),
+            MetaValue::U64(n) => Some(*n),
+            MetaValue::Array(MetaArray::I32(per_layer)) => u64::try_from(*per_layer.first()?).ok(),
+            MetaValue::Array(MetaArray::U32(per_layer)) => per_layer.first().map(|n| u64::from(*n)),
+            _ => None,
         };
+        let heads = number("attention.head_count").unwrap_or(0);
         ModelFacts {
-            layers: number("block_count"),
-            heads: number("attention.head_count"),
-            kv_heads: number("attention.head_count_kv"),
-            experts: number("expert_count"),
+            layers: number("block_count").unwrap_or(0),
+            heads,
+            kv_heads: number("attention.head_count_kv").unwrap_or(heads),
+            experts: number("expert_count").unwrap_or(0),
             importance: false,
             arch,
         }
@@ -140,14 +143,36 @@ const KEPT_PARTS: &[&str] = &[
     "mm.a.code_embd",
 ];
 
+/// The same for `glm5-next` alone.
+const KEPT_PARTS_OF_GLM5_NEXT: &[&str] = &[
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+];
+
+/// Parts of names that `glm5-next` keeps at Q8_0 or better.
+const DELICATE_PARTS_OF_GLM5_NEXT: &[&str] = &["attn_q_a", "attn_q_b", "nextn.eh_proj"];
+
 /// Whether a tensor may be quantized at all; the others keep the type that the converter gives them.
-pub fn allows_quantization(name: &str, shape: &Shape) -> bool {
+pub fn allows_quantization(arch: &str, name: &str, shape: &Shape) -> bool {
     // ggml does not count outer dimensions of 1.
     let rank = shape.dims().iter().skip_while(|d| **d == 1).count();
     rank >= 2
         && name.ends_with("weight")
         && !matches!(name, "position_embd.weight" | "token_types.weight")
         && !KEPT_PARTS.iter().any(|part| name.contains(part))
+        && !(arch == "glm5-next" && KEPT_PARTS_OF_GLM5_NEXT.iter().any(|part| name.contains(part)))
 }
 
 /// The sort key of a tensor in a quantized file: tensors of no layer first, then by layer, then by name
@@ -166,6 +191,7 @@ pub fn quantized_order(name: &str) -> (i64, &str) {
 pub struct Mixture<'a> {
     file_type: FileType,
     facts: &'a ModelFacts,
+    options: &'a QuantizeOptions,
     tied: bool,
     values: u64,
     values_seen: u64,
@@ -188,6 +214,7 @@ impl<'a> Mixture<'a> {
     pub fn new<'n>(
         file_type: FileType,
         facts: &'a ModelFacts,
+        options: &'a QuantizeOptions,
         names: impl IntoIterator<Item = &'n str>,
     ) -> Mixture<'a> {
         let (mut tied, mut values) = (true, 0);
@@ -198,27 +225,63 @@ impl<'a> Mixture<'a> {
                 _ => {}
             }
         }
-        Mixture { file_type, facts, tied, values, values_seen: 0, ffn_down_seen: 0, ffn_gate_seen: 0, ffn_up_seen: 0 }
-    }
-
-    /// The type of the next tensor, which must be one that [`allows_quantization`].
-    pub fn choose(&mut self, name: &str, shape: &Shape) -> Choice {
-        if !self.file_type.default.is_quantized() {
-            return Choice { ty: self.file_type.default, instead_of: None };
+        Mixture {
+            file_type,
+            facts,
+            options,
+            tied,
+            values,
+            values_seen: 0,
+            ffn_down_seen: 0,
+            ffn_gate_seen: 0,
+            ffn_up_seen: 0,
         }
-        let wanted = self.rule(name, shape);
-        let ty = fit(wanted, shape.row_len());
-        Choice { ty, instead_of: (ty != wanted).then_some(wanted) }
     }
 
-    fn rule(&mut self, name: &str, shape: &Shape) -> GgmlType {
+    /// The type of the next tensor; `None` where it keeps the one that it has.
+    pub fn choose(&mut self, name: &str, shape: &Shape) -> Option<Choice> {
+        let left = self.options.leave_output_tensor && name == "output.weight";
+        if self.file_type == FileType::COPY || left || !allows_quantization(&self.facts.arch, name, shape) {
+            return None;
+        }
         let category = Category::of(name);
         let default = self.file_type.default;
+        let as_asked = |ty| Some(Choice { ty, instead_of: None });
+        if let (Category::TokenEmbedding, Some(ty)) = (category, self.options.token_embedding_type) {
+            // The table of embeddings per layer is large and apart, so a pattern may name it.
+            if name != "per_layer_token_embd.weight" || self.options.tensor_type(name).is_none() {
+                return as_asked(ty);
+            }
+        }
+        if let (Category::Output, Some(ty)) = (category, self.options.output_tensor_type) {
+            return as_asked(ty);
+        }
+        if !default.is_quantized() {
+            return as_asked(default);
+        }
+        // A pattern that matches skips the rules, and with them their counts.
+        let wanted = match self.options.tensor_type(name) {
+            Some(ty) => ty,
+            None if self.options.pure => default,
+            None => self.rule(category, name, shape),
+        };
+        let ty = fit(wanted, shape.row_len());
+        Some(Choice { ty, instead_of: (ty != wanted).then_some(wanted) })
+    }
+
+    fn rule(&mut self, category: Category, name: &str, shape: &Shape) -> GgmlType {
+        let default = self.file_type.default;
+        if self.facts.arch == "glm5-next" && DELICATE_PARTS_OF_GLM5_NEXT.iter().any(|part| name.contains(part)) {
+            return GgmlType::Q8_0;
+        }
         if category == Category::Output || (self.tied && category == Category::TokenEmbedding) {
             return self.output(shape);
         }
         if self.file_type == FileType::MXFP4_MOE {
-            let experts = shape.rank() >= 3 && shape.dims()[shape.rank() - 3] > 1;
+            let stacked = shape.rank() >= 3 && shape.dims()[shape.rank() - 3] > 1;
+            // Other tensors of this architecture are three-dimensional too.
+            let of_ffn = matches!(category, Category::FfnUp | Category::FfnGate | Category::FfnDown);
+            let experts = stacked && (of_ffn || self.facts.arch != "bailingmoe3");
             return if experts { GgmlType::MXFP4 } else { GgmlType::Q8_0 };
         }
         match category {
@@ -246,6 +309,9 @@ impl<'a> Mixture<'a> {
     fn output(&self, shape: &Shape) -> GgmlType {
         use FileType as T;
         let default = self.file_type.default;
+        if let Some(ty) = self.options.output_tensor_type {
+            return ty;
+        }
         let misfit = !shape.row_len().is_multiple_of(default.block_len());
         match self.file_type {
             T::MXFP4_MOE => GgmlType::Q8_0,
@@ -408,7 +474,8 @@ fn more_bits(i: u64, n: u64) -> bool {
     i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
 }
 
-/// The type that a row of that length can be encoded to: the wanted one, a smaller block, or F16.
+/// The type that a row of that length can be encoded to: the wanted one, a smaller block, or F16. A type of larger blocks
+/// that llama-quantize has no replacement for stays, though it does not fit.
 pub fn fit(wanted: GgmlType, row_len: u64) -> GgmlType {
     use GgmlType::*;
     if row_len.is_multiple_of(wanted.block_len()) {
@@ -420,6 +487,7 @@ pub fn fit(wanted: GgmlType, row_len: u64) -> GgmlType {
         Q4_K => Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,
+        other if other.block_len() > 32 => return other,
         other => other,
     };
     if row_len.is_multiple_of(smaller.block_len()) { smaller } else { F16 }

@@ -8,11 +8,13 @@
 //!   Output 1 NAME-Q4_K_M.gguf   preamble | tensor 0 | …               its own order and types
 //! ```
 
+use crate::{Importance, Limits};
 use mlpack_arch::Transform;
 use mlpack_fs::Sha256;
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Every output of one run, with the place of every byte.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +29,10 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// Config, tokenizer and model card files that decided names and metadata.
     pub described_by: Vec<PathBuf>,
+    /// The importance matrix that outputs are encoded with.
+    pub importance: Option<Arc<Importance>>,
+    /// How far stored values may be from their source. Nothing is written when a tensor is further.
+    pub limits: Limits,
 }
 
 /// One file to write.
@@ -55,6 +61,8 @@ pub struct OutputTensor {
     pub stored: Stored,
     /// The type that the variant's mixture wanted, where the row length did not allow it.
     pub instead_of: Option<GgmlType>,
+    /// The entry of the plan's importance matrix that it is encoded with.
+    pub importance: Option<usize>,
     /// Its shape, outermost dimension first.
     pub shape: Shape,
     /// Its bytes, as offsets into the file.
@@ -80,6 +88,37 @@ impl Stored {
             Stored::Ggml(ty) => ty.name(),
         }
     }
+
+    /// The dtype with the same bytes, where there is one: blocks have none.
+    pub fn dtype(self) -> Option<Dtype> {
+        match self {
+            Stored::Safetensors(dtype) => Some(dtype),
+            Stored::Ggml(ty) => match ty {
+                GgmlType::F32 => Some(Dtype::F32),
+                GgmlType::F16 => Some(Dtype::F16),
+                GgmlType::BF16 => Some(Dtype::BF16),
+                GgmlType::F64 => Some(Dtype::F64),
+                GgmlType::I8 => Some(Dtype::I8),
+                GgmlType::I16 => Some(Dtype::I16),
+                GgmlType::I32 => Some(Dtype::I32),
+                GgmlType::I64 => Some(Dtype::I64),
+                _ => None,
+            },
+        }
+    }
+
+    /// Whether both have the same bytes for the same values.
+    pub fn same_bytes(self, other: Stored) -> bool {
+        self == other || self.dtype().is_some_and(|dtype| other.dtype() == Some(dtype))
+    }
+
+    /// Bytes of a row of so many elements, of which a source's header has told that they are whole blocks.
+    pub(crate) fn row_byte_len(self, row_len: u64) -> u64 {
+        match self {
+            Stored::Safetensors(dtype) => row_len * dtype.byte_size(),
+            Stored::Ggml(ty) => ty.row_byte_len(row_len).expect("the reader checked that rows are whole blocks"),
+        }
+    }
 }
 
 /// One tensor on its way from the source to every output.
@@ -100,8 +139,8 @@ pub struct Step {
 /// Where the values of a step come from.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A tensor of the checkpoint, by position, with its adapters' deltas.
-    Checkpoint(usize),
+    /// A tensor of the source, by position, with its adapters' deltas.
+    Tensor(usize),
     /// Values computed from the config.
     Computed(Vec<f32>),
 }
@@ -119,6 +158,9 @@ impl Plan {
     /// A digest of everything that decides the bytes' places and types: names, types, shapes, offsets, headers.
     pub fn digest(&self) -> Sha256 {
         let mut text = String::new();
+        if let Some(importance) = &self.importance {
+            text.push_str(&format!("importance {}\n", importance.sha256()));
+        }
         for output in &self.outputs {
             text.push_str(&format!(
                 "output {:?} {} {}\n",
@@ -128,10 +170,17 @@ impl Plan {
             ));
             for t in &output.tensors {
                 let source = t.source.as_deref().unwrap_or_default();
-                text.push_str(&format!("{:?} {source:?} {} {} {:?}\n", t.name, t.stored.name(), t.shape, t.range));
+                let (stored, importance) = (t.stored.name(), t.importance);
+                text.push_str(&format!("{:?} {source:?} {stored} {} {:?} {importance:?}\n", t.name, t.shape, t.range));
             }
         }
         Sha256::of(text.as_bytes())
+    }
+
+    /// Importance values of one expert, one for each column, from the entry that [`OutputTensor::importance`] names.
+    pub(crate) fn importance(&self, entry: usize, expert: usize, row_len: usize, out: &mut Vec<f32>) {
+        let importance = self.importance.as_ref().expect("an output that names an entry comes with the matrix");
+        importance.read(entry, expert, row_len, out);
     }
 
     /// Bytes of all outputs together.

@@ -1,10 +1,10 @@
 //! One slab of one step: read, add the deltas, round, encode for every target.
 
-use crate::{Error, Input, Plan, Source, Step, Stored};
+use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, SourceTensor, Step, Stored};
 use mlpack_fs::AtomicFile;
-use mlpack_safetensors::TensorInfo;
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// The least magnitude that float16 rounds to infinity.
 const F16_OVERFLOW: f32 = 65520.0;
@@ -25,14 +25,35 @@ pub(crate) struct Scratch {
     sums: Vec<f64>,
     merged: Vec<u8>,
     floats: Vec<f32>,
-    encoded: Vec<u8>,
+    encoding: Encoding,
 }
+
+/// Room for the encoding of one target.
+#[derive(Debug, Default)]
+struct Encoding {
+    bytes: Vec<u8>,
+    importance: Vec<f32>,
+    decoded: Vec<f32>,
+}
+
+/// Sums of errors by output and tensor, where they are asked for.
+pub(crate) type Fidelity = Vec<Vec<Mutex<ErrorSums>>>;
 
 /// What a worker needs to do any slab.
 pub(crate) struct Work<'a> {
     pub source: &'a Source,
     pub plan: &'a Plan,
     pub files: &'a [AtomicFile],
+    pub fidelity: Option<&'a Fidelity>,
+}
+
+/// Values on their way to the targets of a step.
+struct Values<'a> {
+    step: &'a Step,
+    slab: &'a Slab,
+    /// The source tensor's name; empty where the values are computed.
+    name: &'a str,
+    floats: &'a [f32],
 }
 
 impl Work<'_> {
@@ -42,21 +63,19 @@ impl Work<'_> {
         match &step.input {
             Input::Computed(values) => {
                 let range = (slab.rows.start * step.row_len) as usize..(slab.rows.end * step.row_len) as usize;
-                let encoded = &mut scratch.encoded;
-                (0..step.targets.len())
-                    .try_for_each(|i| self.encode(step, i, slab, "", &values[range.clone()], encoded))
+                let values = Values { step, slab, name: "", floats: &values[range] };
+                (0..step.targets.len()).try_for_each(|i| self.encode(&values, i, &mut scratch.encoding))
             }
-            Input::Checkpoint(position) => {
-                let tensor = &self.source.checkpoint.tensors()[*position];
-                let Scratch { gathered, sums, merged, floats, encoded } = scratch;
-                let values = self.merged(*position, step, slab, gathered, sums, merged)?;
-                self.write_tensor(step, slab, tensor, values, floats, encoded)
+            Input::Tensor(position) => {
+                let Scratch { gathered, sums, merged, floats, encoding } = scratch;
+                let bytes = self.merged(*position, step, slab, gathered, sums, merged)?;
+                self.write_tensor(step, slab, &self.source.tensors()[*position], bytes, floats, encoding)
             }
         }
     }
 
-    /// The rows of the slab in output order, in the source's dtype, with the deltas added: in the map where they are used
-    /// as they are, else in the scratch room.
+    /// The rows of the slab in output order, as the source stores them, with the deltas added: in the map where they are
+    /// used as they are, else in the scratch room.
     fn merged<'s>(
         &'s self,
         position: usize,
@@ -66,9 +85,9 @@ impl Work<'_> {
         sums: &mut Vec<f64>,
         merged: &'s mut Vec<u8>,
     ) -> Result<&'s [u8], Error> {
-        let tensor = &self.source.checkpoint.tensors()[position];
-        let all = self.source.checkpoint.bytes(tensor);
-        let row_byte_len = (step.row_len * tensor.dtype.byte_size()) as usize;
+        let tensor = &self.source.tensors()[position];
+        let all = self.source.bytes(tensor);
+        let row_byte_len = tensor.stored.row_byte_len(step.row_len) as usize;
         let source_rows: Vec<u64> = slab.rows.clone().map(|row| step.transform.source_row(row, step.rows)).collect();
         let contiguous = source_rows.iter().copied().eq(slab.rows.clone());
         let base = if contiguous {
@@ -80,89 +99,140 @@ impl Work<'_> {
             }
             gathered
         };
-        if self.source.overlay.changes(position).is_empty() {
+        if self.source.changes(position).is_empty() {
             self.check_finite(tensor, &source_rows, step.row_len, base)?;
             return Ok(base);
         }
         merged.resize(base.len(), 0);
-        self.source.overlay.merge_rows(position, tensor, &source_rows, base, sums, merged)?;
+        self.source.merge_rows(position, &source_rows, base, sums, merged)?;
         Ok(merged)
     }
 
     /// Refuses NaN and infinity, with the place of the first.
-    fn check_finite(&self, tensor: &TensorInfo, rows: &[u64], row_len: u64, bytes: &[u8]) -> Result<(), Error> {
-        let Some((index, value)) = first_not_finite(tensor.dtype, bytes) else { return Ok(()) };
-        Err(Error::NotFinite {
-            path: self.source.checkpoint.shards()[tensor.shard].path().to_owned(),
-            tensor: tensor.name.clone(),
-            dtype: tensor.dtype,
-            row: rows[index / row_len as usize],
-            column: index as u64 % row_len,
-            value,
-        })
-    }
-
-    /// Writes merged rows to every target: as they are where the target stores the source's own dtype, else encoded.
-    fn write_tensor(
-        &self,
-        step: &Step,
-        slab: &Slab,
-        tensor: &TensorInfo,
-        bytes: &[u8],
-        floats: &mut Vec<f32>,
-        encoded: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        let as_is = |stored| match stored {
-            Stored::Safetensors(_) => true,
-            Stored::Ggml(ty) => same_bytes(tensor.dtype, ty),
-        };
-        let stored = |i: usize| {
-            let target = step.targets[i];
-            self.plan.outputs[target.output].tensors[target.tensor].stored
-        };
-        for i in (0..step.targets.len()).filter(|i| as_is(stored(*i))) {
-            self.write(step, i, slab, bytes)?;
+    fn check_finite(&self, tensor: &SourceTensor, rows: &[u64], row_len: u64, bytes: &[u8]) -> Result<(), Error> {
+        let path = || self.source.file(tensor).path().to_owned();
+        if let Some(dtype) = tensor.stored.dtype() {
+            let Some((index, value)) = first_not_finite(dtype, bytes) else { return Ok(()) };
+            let (row, column) = (rows[index / row_len as usize], index as u64 % row_len);
+            return Err(Error::NotFinite { path: path(), tensor: tensor.name.clone(), dtype, row, column, value });
         }
-        if (0..step.targets.len()).all(|i| as_is(stored(i))) {
-            return Ok(());
-        }
-        floats.resize(bytes.len() / tensor.dtype.byte_size() as usize, 0.0);
-        mlpack_quant::widen(tensor.dtype, bytes, floats)?;
-        for i in (0..step.targets.len()).filter(|i| !as_is(stored(*i))) {
-            self.encode(step, i, slab, &tensor.name, floats, encoded)?;
+        if let Stored::Ggml(ty) = tensor.stored
+            && let Some(block) = mlpack_quant::first_invalid_block(ty, bytes)
+        {
+            let index = block as u64 * ty.block_len();
+            let (row, column) = (rows[(index / row_len) as usize], index % row_len);
+            return Err(Error::InvalidBlock { path: path(), tensor: tensor.name.clone(), ty, row, column });
         }
         Ok(())
     }
 
-    fn encode(
+    /// Writes merged rows to every target: as they are where the target stores the source's own type, else encoded.
+    fn write_tensor(
         &self,
         step: &Step,
-        target: usize,
         slab: &Slab,
-        tensor: &str,
-        floats: &[f32],
-        encoded: &mut Vec<u8>,
+        tensor: &SourceTensor,
+        bytes: &[u8],
+        floats: &mut Vec<f32>,
+        encoding: &mut Encoding,
     ) -> Result<(), Error> {
+        let as_is = |i: &usize| {
+            let target = step.targets[*i];
+            self.plan.outputs[target.output].tensors[target.tensor].stored.same_bytes(tensor.stored)
+        };
+        for i in (0..step.targets.len()).filter(as_is) {
+            self.write(step, i, slab, bytes)?;
+        }
+        if self.fidelity.is_none() && (0..step.targets.len()).all(|i| as_is(&i)) {
+            return Ok(());
+        }
+        floats.resize(((slab.rows.end - slab.rows.start) * step.row_len) as usize, 0.0);
+        match tensor.stored {
+            Stored::Safetensors(dtype) if dtype.is_float() => mlpack_quant::widen(dtype, bytes, floats)?,
+            Stored::Ggml(ty) if mlpack_quant::can_decode(ty) => mlpack_quant::decode(ty, bytes, floats)?,
+            // Integers are only ever copied, and have no error to measure.
+            _ => return Ok(()),
+        }
+        let values = Values { step, slab, name: &tensor.name, floats };
+        for i in 0..step.targets.len() {
+            if as_is(&i) {
+                self.measure(&values, i, floats);
+            } else {
+                self.encode(&values, i, encoding)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Encodes values for one target and writes them.
+    fn encode(&self, values: &Values<'_>, target: usize, encoding: &mut Encoding) -> Result<(), Error> {
+        let Values { step, slab, name, floats } = *values;
         let place = step.targets[target];
         let output = &self.plan.outputs[place.output];
-        let Stored::Ggml(ty) = output.tensors[place.tensor].stored else {
+        let stored = &output.tensors[place.tensor];
+        let Stored::Ggml(ty) = stored.stored else {
             unreachable!("a safetensors target keeps the source's dtype, so it is written as it is")
+        };
+        let at = |index: usize| {
+            let index = index as u64;
+            let row = step.transform.source_row(slab.rows.start + index / step.row_len, step.rows);
+            (row, index % step.row_len)
         };
         if ty == GgmlType::F16
             && let Some(index) = first_f16_overflow(floats)
         {
-            return Err(Error::F16Overflow {
-                tensor: tensor.to_owned(),
-                output: output.file_name.clone(),
-                row: step.transform.source_row(slab.rows.start + index as u64 / step.row_len, step.rows),
-                column: index as u64 % step.row_len,
-                value: floats[index],
-            });
+            let (tensor, output, (row, column)) = (name.to_owned(), output.file_name.clone(), at(index));
+            return Err(Error::F16Overflow { tensor, output, row, column, value: floats[index] });
         }
-        let byte_len = self.byte_len(step, target, slab.rows.end - slab.rows.start);
-        encoded.resize(byte_len as usize, 0);
-        mlpack_quant::encode(ty, floats, step.row_len as usize, None, encoded)?;
-        self.write(step, target, slab, encoded)
+        encoding.bytes.resize(self.byte_len(step, target, slab.rows.end - slab.rows.start) as usize, 0);
+        let row_len = step.row_len as usize;
+        match stored.importance {
+            None => mlpack_quant::encode(ty, floats, row_len, None, &mut encoding.bytes)?,
+            Some(entry) => {
+                // Each expert of a stack has values of its own.
+                let dims = stored.shape.dims();
+                let rows_per_expert = dims[dims.len().saturating_sub(2)];
+                let row_byte_len = encoding.bytes.len() / (floats.len() / row_len).max(1);
+                let mut row = slab.rows.start;
+                while row < slab.rows.end {
+                    let expert = row / rows_per_expert;
+                    let end = slab.rows.end.min((expert + 1) * rows_per_expert);
+                    let rows = (row - slab.rows.start) as usize..(end - slab.rows.start) as usize;
+                    self.plan.importance(entry, expert as usize, row_len, &mut encoding.importance);
+                    let floats = &floats[rows.start * row_len..rows.end * row_len];
+                    let bytes = &mut encoding.bytes[rows.start * row_byte_len..rows.end * row_byte_len];
+                    mlpack_quant::encode(ty, floats, row_len, Some(&encoding.importance), bytes)?;
+                    row = end;
+                }
+            }
+        }
+        if ty.is_quantized()
+            && let Some(block) = mlpack_quant::first_invalid_block(ty, &encoding.bytes)
+        {
+            let block_len = ty.block_len() as usize;
+            let (tensor, output, (row, column)) = (name.to_owned(), output.file_name.clone(), at(block * block_len));
+            let value = floats[block * block_len..][..block_len]
+                .iter()
+                .copied()
+                .fold(0.0, |max: f32, v| if v.abs() > max.abs() { v } else { max });
+            return Err(Error::ScaleOverflow { tensor, output, ty, row, column, value });
+        }
+        self.write(step, target, slab, &encoding.bytes)?;
+        if self.fidelity.is_some() {
+            encoding.decoded.resize(floats.len(), 0.0);
+            mlpack_quant::decode(ty, &encoding.bytes, &mut encoding.decoded)?;
+            self.measure(values, target, &encoding.decoded);
+        }
+        Ok(())
+    }
+
+    /// Adds the error of stored values to that of their tensor.
+    fn measure(&self, values: &Values<'_>, target: usize, stored: &[f32]) {
+        let Some(fidelity) = self.fidelity else { return };
+        let mut sums = SlabSums::new(values.slab.rows.start);
+        sums.add_rows(values.step.row_len as usize, values.floats, stored);
+        let place = values.step.targets[target];
+        fidelity[place.output][place.tensor].lock().expect("no thread panics holding the lock").add(sums);
     }
 
     fn write(&self, step: &Step, target: usize, slab: &Slab, bytes: &[u8]) -> Result<(), Error> {
@@ -178,11 +248,6 @@ impl Work<'_> {
         let range = &self.plan.outputs[place.output].tensors[place.tensor].range;
         (range.end - range.start) / step.rows.max(1) * rows
     }
-}
-
-/// Whether ggml stores a type with the bytes of the dtype.
-fn same_bytes(dtype: Dtype, ty: GgmlType) -> bool {
-    matches!((dtype, ty), (Dtype::F32, GgmlType::F32) | (Dtype::F16, GgmlType::F16) | (Dtype::BF16, GgmlType::BF16))
 }
 
 /// The first NaN or infinity; dtypes that have none pass.

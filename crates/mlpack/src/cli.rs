@@ -2,6 +2,7 @@
 
 use crate::exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// From a finished training run to published, traceable model artifacts: merge adapters, convert and quantize in one pass,
@@ -29,8 +30,12 @@ pub enum Command {
     Merge(MergeArgs),
     /// Convert a checkpoint, with or without adapters, to GGUF: several variants from one read
     Convert(ConvertArgs),
-    /// Show what convert would write, from headers alone
+    /// Quantize a GGUF file: several variants from one read
+    Quantize(QuantizeArgs),
+    /// Show what convert or quantize would write, from headers alone
     Check(CheckArgs),
+    /// Measure how far a file is from its source, tensor by tensor
+    Diff(DiffArgs),
     /// Publish artifacts into an OCI image layout, with a Modelfile beside each GGUF
     Publish(PublishArgs),
     /// Show what a file is made from, back to its training run, and how far that was checked
@@ -126,11 +131,80 @@ pub struct TargetArgs {
     pub arch_file: Vec<PathBuf>,
 }
 
+/// Options of llama-quantize, with its names and its meaning, and limits of the error. `[quantize]` of mlpack.toml has the
+/// same, with underscores.
+#[derive(Clone, Debug, Default, Args, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Quantization")]
+pub struct QuantizerArgs {
+    /// Importance matrix of llama-imatrix, GGUF or .dat
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
+    /// Use the importance matrix for tensors whose name contains this alone; repeat for several
+    #[arg(long, value_name = "NAME", conflicts_with = "exclude_weights")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include_weights: Vec<String>,
+    /// Do not use the importance matrix for tensors whose name contains this; repeat for several
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude_weights: Vec<String>,
+    /// Give experts that the importance matrix never saw equal weights, as llama-quantize does, instead of stopping
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub allow_unvisited_experts: bool,
+    /// No mixture: one type for all tensors that are quantized
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub pure: bool,
+    /// Type of tensors whose name matches a regular expression; the first that matches counts
+    #[arg(long, value_name = "PATTERN=TYPE")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tensor_type: Vec<String>,
+    /// File with such patterns, separated by white space, after those given here
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_type_file: Option<PathBuf>,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_tensor_type: Option<String>,
+    /// Type of the token embedding
+    #[arg(long, value_name = "TYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_embedding_type: Option<String>,
+    /// Leave output.weight as it is
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub leave_output_tensor: bool,
+    /// Layers to leave out, separated by commas
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prune_layers: Vec<u64>,
+    /// Metadata to set, with the type int, float, bool or str; repeat for several
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub override_kv: Vec<String>,
+    /// Write nothing, and exit with 1, when a tensor's root mean square error is larger
+    #[arg(long, value_name = "ERROR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rmse: Option<f64>,
+    /// Write nothing, and exit with 1, when the cosine of a tensor and its source is smaller
+    #[arg(long, value_name = "COSINE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_cosine: Option<f64>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// `mlpack convert`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     mlpack convert llama-3.2-1b --to gguf --quant Q4_K_M,Q8_0,F16 -o out\n  \
-    mlpack convert llama-3.2-1b -a legal-qa-lora --to gguf --quant Q4_K_M -o out\n\n\
+    mlpack convert llama-3.2-1b -a legal-qa-lora --to gguf --quant Q4_K_M -o out\n  \
+    mlpack convert llama-3.2-1b --quant IQ3_XXS,Q4_K_M --imatrix imatrix.gguf --min-cosine 0.98 -o out\n\n\
     Writes DIR/NAME-<QUANT>.gguf and, beside each, its claims (NAME-<QUANT>.gguf.claims.jsonl).")]
 pub struct ConvertArgs {
     #[command(flatten)]
@@ -142,13 +216,58 @@ pub struct ConvertArgs {
     pub output: PathBuf,
     #[command(flatten)]
     pub resources: ResourceArgs,
+    #[command(flatten)]
+    pub quantizer: QuantizerArgs,
+}
+
+/// `mlpack quantize`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    mlpack quantize legal-qa-BF16.gguf --quant Q4_K_M -o legal-qa-Q4_K_M.gguf\n  \
+    mlpack quantize legal-qa-BF16.gguf --quant IQ2_M,Q4_K_M,Q8_0 --imatrix imatrix.gguf -o out\n  \
+    mlpack quantize big-00001-of-00004.gguf --quant Q6_K --keep-split -o out\n\n\
+    Writes one file, or a directory with NAME-<QUANT>.gguf, and beside each its claims.")]
+pub struct QuantizeArgs {
+    /// GGUF file, or the first file of a split model
+    #[arg(value_name = "IN.gguf")]
+    pub input: PathBuf,
+    /// Variants, separated by commas: Q8_0, Q4_K_M, IQ3_XXS, …, COPY
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
+    pub quant: Vec<String>,
+    /// Output file, or directory
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Name of the outputs in a directory [default: the input's, without its type]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
+    #[command(flatten)]
+    pub quantizer: QuantizerArgs,
+    #[command(flatten)]
+    pub requantizer: RequantizerArgs,
+}
+
+/// What can be asked for a GGUF input alone.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+#[command(next_help_heading = "Quantization")]
+pub struct RequantizerArgs {
+    /// Split the output as the input is split
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub keep_split: bool,
+    /// Quantize tensors again that are quantized already, at a loss
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub allow_requantize: bool,
 }
 
 /// `mlpack check`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     mlpack check llama-3.2-1b -a legal-qa-lora --quant Q4_K_M,Q8_0\n  \
-    mlpack check llama-3.2-1b --quant F16 --tensors")]
+    mlpack check llama-3.2-1b --quant F16 --tensors\n  \
+    mlpack check legal-qa-BF16.gguf --quant IQ3_XXS --imatrix imatrix.gguf")]
 pub struct CheckArgs {
     #[command(flatten)]
     pub source: SourceArgs,
@@ -160,6 +279,46 @@ pub struct CheckArgs {
     /// List every tensor with its type, shape and offset
     #[arg(long)]
     pub tensors: bool,
+    #[command(flatten)]
+    pub quantizer: QuantizerArgs,
+    #[command(flatten)]
+    pub requantizer: RequantizerArgs,
+}
+
+/// `mlpack diff`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    mlpack diff llama-3.2-1b out/llama-3.2-1b-Q4_K_M.gguf\n  \
+    mlpack diff llama-3.2-1b -a legal-qa-lora out/legal-qa-Q4_K_M.gguf --report diff.html\n  \
+    mlpack diff legal-qa-BF16.gguf legal-qa-Q4_K_M.gguf --min-cosine 0.99\n\n\
+    With a limit, the exit code is 1 when a tensor does not keep it, is not finite, or could not be compared.")]
+pub struct DiffArgs {
+    /// Source: a model directory or a GGUF file
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// File made from it: GGUF, or a model directory
+    #[arg(value_name = "B")]
+    pub b: PathBuf,
+    /// Adapter directory (PEFT) to lay over A, with its weight if that is not 1; repeat for several
+    #[arg(short, long = "adapter", value_name = "ADAPTER[=WEIGHT]")]
+    pub adapters: Vec<String>,
+    /// Write a page with a plot for each kind of tensor
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Exit with 1 when a tensor's root mean square error is larger
+    #[arg(long, value_name = "ERROR")]
+    pub max_rmse: Option<f64>,
+    /// Exit with 1 when the cosine of a tensor and its source is smaller
+    #[arg(long, value_name = "COSINE")]
+    pub min_cosine: Option<f64>,
+    /// Show every tensor, not only those furthest from A
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
+    /// Description of an architecture that is not built in (docs/architectures.md)
+    #[arg(long, value_name = "FILE")]
+    pub arch_file: Vec<PathBuf>,
 }
 
 /// `mlpack publish`

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// The answer is no: a trace that does not hold.
+    /// The answer is no: a trace that does not hold, an error over the limit.
     No = 1,
     /// The command line or `mlpack.toml` asks for something that makes no sense.
     Usage = 2,
@@ -21,7 +21,8 @@ pub enum Exit {
 }
 
 /// The text of `--help` about exit codes.
-pub const HELP: &str = "Exit codes: 0 done; 1 the answer is no (a trace that does not hold); 2 usage; 3 bad input; \
+pub const HELP: &str = "Exit codes: 0 done; 1 the answer is no (a trace that does not hold, an \
+    error over its limit); 2 usage; 3 bad input; \
     4 environment (missing file, full disk, permission); 70 a bug, please report it.";
 
 impl From<Exit> for ExitCode {
@@ -32,6 +33,9 @@ impl From<Exit> for ExitCode {
 
 /// The exit code of an error, by the kind that the library gave it.
 pub fn of(error: &anyhow::Error) -> Exit {
+    if let Some(mlpack_convert::Error::TooFar { .. }) = error.downcast_ref() {
+        return Exit::No;
+    }
     match kind(error) {
         Some(ErrorKind::Misuse) => Exit::Usage,
         Some(ErrorKind::Malformed | ErrorKind::Unsupported | ErrorKind::Mismatch | ErrorKind::Limit) => Exit::BadInput,

@@ -1,10 +1,18 @@
 //! From what was typed to what the libraries take.
 
-use crate::cli::{ResourceArgs, SourceArgs, TargetArgs};
+use crate::cli::{QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs};
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
-use mlpack_convert::{FileType, Resources};
+use mlpack_convert::{
+    FileType, Imatrix, Importance, Limits, QuantizeOptions, Resources, TensorType, parse_override, parse_type,
+};
+use mlpack_fs::read_to_string_bounded;
+use mlpack_tensor::GgmlType;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The largest file of tensor types that is read.
+const MAX_TENSOR_TYPES: u64 = 16 << 20;
 
 /// `DIR` or `DIR=WEIGHT`. A directory whose own name ends in `=NUMBER` is taken as it is when it exists.
 pub fn adapter(text: &str) -> anyhow::Result<(PathBuf, f64)> {
@@ -66,6 +74,96 @@ pub fn variants(names: &[String]) -> anyhow::Result<Vec<FileType>> {
     names.iter().map(|name| Ok(FileType::parse(name.trim())?)).collect()
 }
 
+/// llama-quantize's options. Relative paths start at `folder`, whatever they are called in the output.
+pub fn quantize_options(
+    args: &QuantizerArgs,
+    requantizer: &RequantizerArgs,
+    folder: &Path,
+) -> anyhow::Result<QuantizeOptions> {
+    let ty = |option: &'static str, name: &Option<String>| -> anyhow::Result<Option<GgmlType>> {
+        Ok(match name {
+            Some(name) => Some(parse_type(option, name)?),
+            None => None,
+        })
+    };
+    let patterns = tensor_types(args, folder)?;
+    if args.imatrix.is_none() && !(args.include_weights.is_empty() && args.exclude_weights.is_empty()) {
+        bail!(
+            "--include-weights and --exclude-weights choose from an importance matrix, and there is none (--imatrix)"
+        );
+    }
+    Ok(QuantizeOptions {
+        pure: args.pure,
+        tensor_types: patterns.iter().map(|text| Ok(TensorType::parse(text)?)).collect::<anyhow::Result<_>>()?,
+        output_tensor_type: ty("--output-tensor-type", &args.output_tensor_type)?,
+        token_embedding_type: ty("--token-embedding-type", &args.token_embedding_type)?,
+        leave_output_tensor: args.leave_output_tensor,
+        prune_layers: args.prune_layers.iter().copied().collect(),
+        overrides: args.override_kv.iter().map(|text| Ok(parse_override(text)?)).collect::<anyhow::Result<_>>()?,
+        keep_split: requantizer.keep_split,
+        allow_requantize: requantizer.allow_requantize,
+        imatrix: args.imatrix.as_deref().map(|named| imatrix(named, args, folder)).transpose()?,
+    })
+}
+
+fn imatrix(named: &str, args: &QuantizerArgs, folder: &Path) -> anyhow::Result<Imatrix> {
+    let mut importance = Importance::open(&folder.join(named)).map_err(mlpack_convert::Error::from)?;
+    importance.keep(&args.include_weights, &args.exclude_weights);
+    Ok(Imatrix {
+        importance: Arc::new(importance),
+        named: named.to_owned(),
+        allow_unvisited_experts: args.allow_unvisited_experts,
+    })
+}
+
+/// The patterns of the command line, then those of the file.
+pub fn tensor_types(args: &QuantizerArgs, folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut patterns = args.tensor_type.clone();
+    if let Some(file) = &args.tensor_type_file {
+        let text = read_to_string_bounded(&folder.join(file), MAX_TENSOR_TYPES)?;
+        patterns.extend(text.split_whitespace().map(str::to_owned));
+    }
+    Ok(patterns)
+}
+
+/// The error that is accepted.
+pub fn limits(args: &QuantizerArgs) -> Limits {
+    Limits { max_rmse: args.max_rmse, min_cosine: args.min_cosine }
+}
+
+/// What was asked for, as a statement says it.
+pub fn parameters(
+    args: &QuantizerArgs,
+    requantizer: &RequantizerArgs,
+    folder: &Path,
+) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    let named = QuantizerArgs { tensor_type: tensor_types(args, folder)?, tensor_type_file: None, ..args.clone() };
+    let mut parameters = serde_json::Map::new();
+    for value in [serde_json::to_value(named)?, serde_json::to_value(requantizer)?] {
+        let serde_json::Value::Object(object) = value else { unreachable!("a struct serialises as an object") };
+        // A statement spells fractions as text, which no reader rounds.
+        parameters.extend(object.into_iter().map(|(key, value)| match value {
+            serde_json::Value::Number(n) if n.is_f64() => (key, n.to_string().into()),
+            other => (key, other),
+        }));
+    }
+    Ok(parameters)
+}
+
+/// The name of what is made from a GGUF file: its own, without the numbers of a split and without its type.
+pub fn quantized_name(input: &Path) -> anyhow::Result<String> {
+    let stem = input.file_stem().unwrap_or_default().to_str();
+    let stem = stem.with_context(|| format!("`{}` is not UTF-8; use --name", input.display()))?;
+    let whole = match stem.rsplit_once("-of-") {
+        Some((first, total)) if total.len() == 5 && total.bytes().all(|b| b.is_ascii_digit()) => {
+            first.strip_suffix("-00001").unwrap_or(stem)
+        }
+        _ => stem,
+    };
+    let base = whole.rsplit_once(['-', '.']).filter(|(_, last)| FileType::parse(last).is_ok());
+    Ok(base.map_or(whole, |(name, _)| name).to_owned())
+}
+
 /// The name of the outputs: what was asked for, else the last adapter's directory, else the model's.
 pub fn output_name(target: &TargetArgs, source: &SourceArgs, adapters: &[(PathBuf, f64)]) -> anyhow::Result<String> {
     if let Some(name) = &target.name {
@@ -97,6 +195,19 @@ mod tests {
         assert_eq!(size("123").unwrap(), 123);
         for bad in ["", "MiB", "1.5GiB", "-1", "99999999999GiB", "1XB"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_quantized_file_is_named_after_its_source_without_the_type() {
+        for (input, name) in [
+            ("a/legal-qa-BF16.gguf", "legal-qa"),
+            ("model.f16.gguf", "model"),
+            ("Llama-3.2-1B.gguf", "Llama-3.2-1B"),
+            ("big-F16-00001-of-00004.gguf", "big"),
+            ("plain.gguf", "plain"),
+        ] {
+            assert_eq!(quantized_name(Path::new(input)).unwrap(), name, "{input}");
         }
     }
 

@@ -1,24 +1,25 @@
 //! Telling provenance what a command read and made. Digests come from the work itself; only small files are hashed here.
 
 use anyhow::bail;
-use mlpack_convert::{Done, SealedFile, Source};
+use mlpack_convert::{Done, Plan, SealedFile, Source};
 use mlpack_fs::hash_file;
 use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Store, find_run};
 use std::path::{Path, PathBuf};
 
-/// Everything that a merge or a conversion read.
+/// Everything that a merge, a conversion or a quantization read.
 pub fn dependencies(
     source: &Source,
+    plan: &Plan,
     done: &Done,
-    described_by: &[PathBuf],
     runs: &[FoundRun],
     store: &Store,
 ) -> anyhow::Result<Vec<Dependency>> {
-    let adapters = source.overlay.adapters();
+    let adapters = source.adapters();
     let weights_role = if adapters.is_empty() { Role::Model } else { Role::Base };
     let mut dependencies: Vec<Dependency> =
         done.inputs.iter().map(|file| Dependency::file(weights_role, &file.path, file.sha256)).collect();
-    for path in source.checkpoint.index().into_iter().map(Path::to_owned).chain(described_by.iter().cloned()) {
+    let index = source.checkpoint().and_then(|checkpoint| checkpoint.index());
+    for path in index.into_iter().map(Path::to_owned).chain(plan.described_by.iter().cloned()) {
         let (sha256, _) = hash_file(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_tokenizer =
@@ -32,6 +33,9 @@ pub fn dependencies(
         dependencies.push(Dependency::file(Role::Adapter, &weights, sha256).annotate("weight", weight.to_string()));
         dependencies.push(Dependency::file(Role::Config, &config, hash_file(&config)?.0));
         dependencies.push(store.record_run(run, &[Artifact::file(&weights, sha256)])?);
+    }
+    if let Some(importance) = &plan.importance {
+        dependencies.push(Dependency::file(Role::Imatrix, importance.path(), *importance.sha256()));
     }
     Ok(dependencies)
 }

@@ -29,10 +29,11 @@ fn check(file_type: FileType, golden_name: &str, importance: bool) {
     let in_file: Vec<&str> = golden.tensors.iter().map(|(name, ..)| name.as_str()).collect();
     assert_eq!(names, in_file, "{golden_name}: order");
     let facts = facts(importance);
-    let mut mixture = Mixture::new(file_type, &facts, names);
+    let options = QuantizeOptions::default();
+    let mut mixture = Mixture::new(file_type, &facts, &options, names);
     for (name, ty, dims) in &golden.tensors {
         let shape = Shape::new(dims.clone());
-        let chosen = if allows_quantization(name, &shape) { mixture.choose(name, &shape).ty } else { GgmlType::F32 };
+        let chosen = mixture.choose(name, &shape).map_or(GgmlType::F32, |choice| choice.ty);
         assert_eq!(chosen.name(), ty, "{golden_name}: {name}");
     }
 }
@@ -116,6 +117,7 @@ fn rows_that_are_not_whole_blocks_fall_back() {
 
 #[test]
 fn outer_dimensions_of_one_do_not_make_a_matrix() {
+    let allows_quantization = |name: &str, shape: &Shape| allows_quantization("llama", name, shape);
     assert!(!allows_quantization("cls.output.weight", &Shape::new(vec![1, 256])));
     assert!(allows_quantization("cls.output.weight", &Shape::new(vec![2, 256])));
     assert!(!allows_quantization("blk.0.attn_q.bias", &Shape::new(vec![2, 256])));

@@ -5,24 +5,45 @@ use crate::cli::{CheckArgs, Format};
 use crate::exit::Exit;
 use crate::inputs;
 use crate::show::{Show, bytes, table};
-use mlpack_convert::{GgufRequest, Output, Plan, Source, open_model, plan_gguf};
-use mlpack_tensor::Escaped;
+use anyhow::bail;
+use mlpack_convert::{GgufRequest, Output, Plan, QuantizeRequest, Source, open_model, plan_gguf, plan_quantize};
+use mlpack_tensor::{Escaped, MetaValue};
 use serde_json::{Value, json};
+use std::path::Path;
 
-/// Shows what `convert` would write, from headers alone.
+/// Shows what `convert` or `quantize` would write, from headers alone.
 pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
     let Format::Gguf = args.target.format;
     let adapters = inputs::adapters(&args.source)?;
     let variants = inputs::variants(&args.target.quant)?;
-    let name = inputs::output_name(&args.target, &args.source, &adapters)?;
-    let families = inputs::families(&args.target.arch_file)?;
-    let source = Source::open(&args.source.model, &adapters)?;
-    let model = open_model(&source, &families)?;
-    let request = GgufRequest { name: &name, variants: &variants, pre: args.target.pre.as_deref() };
-    let plan = plan_gguf(&source, &model, &request)?;
+    let options = inputs::quantize_options(&args.quantizer, &args.requantizer, Path::new(""))?;
+    let model = &args.source.model;
+    let (source, arch, plan) = if model.extension().is_some_and(|e| e == "gguf") && model.is_file() {
+        if !adapters.is_empty() {
+            bail!("adapters are laid over a checkpoint, and `{}` is a GGUF file", model.display());
+        }
+        let name = args.target.name.clone().map_or_else(|| inputs::quantized_name(model), Ok)?;
+        let variants: Vec<_> = variants.into_iter().map(|v| (v, format!("{name}-{}", v.name))).collect();
+        let source = Source::open_gguf(model)?;
+        let plan = plan_quantize(&source, &QuantizeRequest { variants: &variants, options: &options })?;
+        let arch = match source.gguf().and_then(|gguf| gguf.metadata().find("general.architecture")) {
+            Some(MetaValue::String(arch)) => Escaped(arch).to_string(),
+            _ => "unknown architecture".to_owned(),
+        };
+        (source, arch, plan)
+    } else {
+        let name = inputs::output_name(&args.target, &args.source, &adapters)?;
+        let families = inputs::families(&args.target.arch_file)?;
+        let source = Source::open(model, &adapters)?;
+        let described = open_model(&source, &families)?;
+        let pre = args.target.pre.as_deref();
+        let request = GgufRequest { name: &name, variants: &variants, pre, options: &options };
+        let plan = plan_gguf(&source, &described, &request)?;
+        (source, described.arch().to_owned(), plan)
+    };
     out.warnings(&plan.warnings);
     let free = mlpack_fs::free_bytes(&args.output);
-    out.result(&text(args, &source, model.arch(), &plan, free), &value(&source, model.arch(), &plan, free));
+    out.result(&text(args, &source, &arch, &plan, free), &value(&source, &arch, &plan, free));
     if let Some(free) = free.filter(|free| *free < plan.byte_len()) {
         let path = args.output.join(&plan.outputs[0].file_name);
         return Err(mlpack_fs::Error::NoSpace { path, needed: plan.byte_len(), free: Some(free) }.into());
@@ -34,10 +55,10 @@ fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option
     let mut text = format!(
         "model     {} ({arch}, {} tensors in {} files)\n",
         args.source.model.display(),
-        source.checkpoint.tensors().len(),
-        source.checkpoint.shards().len()
+        source.tensors().len(),
+        source.files().len()
     );
-    for (adapter, weight) in source.overlay.adapters() {
+    for (adapter, weight) in source.adapters() {
         text.push_str(&format!(
             "adapter   {} (weight {weight}, rank {}, {} pairs, all matched)\n",
             adapter.dir().display(),
@@ -91,8 +112,8 @@ fn value(source: &Source, arch: &str, plan: &Plan, free: Option<u64>) -> Value {
     json!({
         "schema": "mlpack.check/v1",
         "arch": arch,
-        "tensors": source.checkpoint.tensors().len(),
-        "changed": source.overlay.changed().count(),
+        "tensors": source.tensors().len(),
+        "changed": source.overlay().map_or(0, |overlay| overlay.changed().count()),
         "plan": plan.digest().to_string(),
         "bytes": plan.byte_len(),
         "free": free,

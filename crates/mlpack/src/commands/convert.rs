@@ -1,12 +1,13 @@
 //! `mlpack convert`
 
-use crate::cli::{ConvertArgs, Format};
+use crate::cli::{ConvertArgs, Format, QuantizerArgs, RequantizerArgs};
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_table};
 use crate::{inputs, lineage};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    FileType, GgufRequest, Output, Plan, Resources, SealedFile, Source, execute, open_model, plan_gguf,
+    Done, GgufRequest, Limits, Output, Plan, QuantizeOptions, Resources, SealedFile, Source, TensorError, execute,
+    open_model, plan_gguf,
 };
 use mlpack_provenance::{Artifact, FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
@@ -21,84 +22,140 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let resources = inputs::resources(&args.resources)?;
     let name = inputs::output_name(&args.target, &args.source, &adapters)?;
     let families = inputs::families(&args.target.arch_file)?;
+    let quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let source = Source::open(&args.source.model, &adapters)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
-    let request = GgufRequest { name: &name, variants: &variants, pre: args.target.pre.as_deref() };
-    let (plan, files) = convert_into(&source, &families, &request, &runs, &args.output, &resources, out)?;
-    let (text, value) = report(&plan, &files);
+    let pre = args.target.pre.as_deref();
+    let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options };
+    let (plan, done) = convert_into(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
+    let (text, value) = report(&plan, &done);
     out.result(&text, &value);
     Ok(Exit::Done)
 }
 
+/// What was asked of the quantizer: options, limits, and how a statement says it.
+pub struct Quantizer {
+    pub options: QuantizeOptions,
+    pub limits: Limits,
+    pub parameters: Map<String, Value>,
+}
+
+impl Quantizer {
+    /// Relative paths start at `folder`.
+    pub fn new(args: &QuantizerArgs, folder: &Path) -> anyhow::Result<Quantizer> {
+        let requantizer = RequantizerArgs::default();
+        Ok(Quantizer {
+            options: inputs::quantize_options(args, &requantizer, folder)?,
+            limits: inputs::limits(args),
+            parameters: inputs::parameters(args, &requantizer, folder)?,
+        })
+    }
+}
+
 /// Converts, and records a step for each output; shared with `release`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything that a conversion is made of, each from another part of a release"
+)]
 pub fn convert_into(
     source: &Source,
     families: &Families,
     request: &GgufRequest<'_>,
+    quantizer: &Quantizer,
     runs: &[FoundRun],
     dir: &Path,
     resources: &Resources,
     out: &Show,
-) -> anyhow::Result<(Plan, Vec<SealedFile>)> {
+) -> anyhow::Result<(Plan, Done)> {
     let model = open_model(source, families)?;
-    let plan = plan_gguf(source, &model, request)?;
+    let mut plan = plan_gguf(source, &model, request)?;
+    plan.limits = quantizer.limits;
     out.warnings(&plan.warnings);
     let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();
     out.step(&format!(
         "converting {} tensors ({}) to {} in one pass: {}",
-        source.checkpoint.tensors().len(),
+        source.tensors().len(),
         model.arch(),
         bytes(plan.byte_len()),
         names.join(", ")
     ));
-    let bar = out.progress(source.checkpoint.shards().iter().map(|s| s.byte_len()).sum());
+    let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    let parameters = |variant: &str| {
+        let mut parameters = Map::new();
+        parameters.insert("to".to_owned(), json!("gguf"));
+        parameters.insert("quant".to_owned(), json!(variant));
+        parameters.insert("name".to_owned(), json!(request.name));
+        if let Some(pre) = request.pre {
+            parameters.insert("pre".to_owned(), json!(pre));
+        }
+        parameters.extend(quantizer.parameters.clone());
+        Ok(parameters)
+    };
+    record(StepKind::Convert, source, &plan, &done, runs, dir, parameters)?;
+    Ok((plan, done))
+}
+
+/// Records a step for each variant. `parameters` are what was asked for, as the statement says it; other variants of the
+/// same run do not show in it.
+pub fn record(
+    kind: StepKind,
+    source: &Source,
+    plan: &Plan,
+    done: &Done,
+    runs: &[FoundRun],
+    dir: &Path,
+    parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
+) -> anyhow::Result<()> {
     let store = Store::beside(dir);
-    let dependencies = lineage::dependencies(source, &done, &plan.described_by, runs, &store)?;
-    for ((output, file), variant) in plan.outputs.iter().zip(&done.outputs).zip(request.variants) {
-        let mut step = Step::new(StepKind::Convert, parameters(request, *variant), dependencies.clone());
-        step.outputs = vec![Artifact::file(&file.path, file.sha256)];
-        step.byproducts.insert("tensor-types".to_owned(), tensor_types(output));
+    let dependencies = lineage::dependencies(source, plan, done, runs, &store)?;
+    let outputs: Vec<(&Output, &SealedFile)> = plan.outputs.iter().zip(&done.outputs).collect();
+    // The parts of a split variant are one result.
+    for parts in outputs.chunk_by(|(a, _), (b, _)| a.variant == b.variant) {
+        let variant = parts[0].0.variant.unwrap_or_default();
+        let mut step = Step::new(kind, parameters(variant)?, dependencies.clone());
+        step.outputs = parts.iter().map(|(_, file)| Artifact::file(&file.path, file.sha256)).collect();
+        let types = parts.iter().flat_map(|(output, _)| tensor_types(output)).collect::<Map<_, _>>();
+        step.byproducts.insert("tensor-types".to_owned(), types.into());
         store.record(&step)?;
-        store.write_sidecar(&step.outputs[0])?;
+        for output in &step.outputs {
+            store.write_sidecar(output)?;
+        }
     }
-    Ok((plan, done.outputs))
+    Ok(())
 }
 
-/// What was asked for, as the statement says it. Other variants of the same run do not show in it.
-fn parameters(request: &GgufRequest<'_>, variant: FileType) -> Map<String, Value> {
-    let mut parameters = Map::new();
-    parameters.insert("to".to_owned(), json!("gguf"));
-    parameters.insert("quant".to_owned(), json!(variant.name));
-    parameters.insert("name".to_owned(), json!(request.name));
-    if let Some(pre) = request.pre {
-        parameters.insert("pre".to_owned(), json!(pre));
-    }
-    parameters
+fn tensor_types(output: &Output) -> impl Iterator<Item = (String, Value)> {
+    output.tensors.iter().map(|t| (t.name.clone(), json!(t.stored.name())))
 }
 
-fn tensor_types(output: &Output) -> Value {
-    output.tensors.iter().map(|t| (t.name.clone(), json!(t.stored.name()))).collect::<Map<_, _>>().into()
-}
-
-fn report(plan: &Plan, files: &[SealedFile]) -> (String, Value) {
-    let mut text = files_table(files);
+/// What was made, for people and as JSON.
+pub fn report(plan: &Plan, done: &Done) -> (String, Value) {
+    let mut text = files_table(&done.outputs);
     for (name, reason) in &plan.dropped {
         text.push_str(&format!("left out: {} ({reason})\n", mlpack_tensor::Escaped(name)));
     }
-    let outputs: Vec<_> = plan
-        .outputs
-        .iter()
-        .zip(files)
-        .map(|(output, file)| {
-            json!({
-                "path": file.path, "quant": output.variant, "bytes": file.byte_len, "sha256": file.sha256.to_string(),
-                "tensors": output.tensors.len(), "types": type_counts(output),
-            })
-        })
-        .collect();
+    let mut outputs = Vec::with_capacity(plan.outputs.len());
+    for (i, (output, file)) in plan.outputs.iter().zip(&done.outputs).enumerate() {
+        let mut value = json!({
+            "path": file.path, "quant": output.variant, "bytes": file.byte_len, "sha256": file.sha256.to_string(),
+            "tensors": output.tensors.len(), "types": type_counts(output),
+        });
+        if let Some(errors) = done.fidelity.get(i) {
+            let total = TensorError::total(errors);
+            value["error"] = json!({"rmse": total.rmse(), "cosine": total.cosine(), "max": total.max.error});
+            text.push_str(&format!(
+                "{}: RMSE {:.3e}, cosine {:.6}, largest error {:.3e}; every tensor within the limits\n",
+                output.file_name,
+                total.rmse(),
+                total.cosine(),
+                total.max.error
+            ));
+        }
+        outputs.push(value);
+    }
     let dropped: Vec<_> = plan.dropped.iter().map(|(name, reason)| json!({"tensor": name, "reason": reason})).collect();
     let value = json!({
         "schema": "mlpack.convert/v1", "outputs": outputs, "dropped": dropped, "warnings": plan.warnings,

@@ -32,22 +32,23 @@ pub fn merge_into(
     out: &Show,
 ) -> anyhow::Result<Vec<SealedFile>> {
     let path = dir.path().to_owned();
-    let plan = plan_merge(source)?;
+    let mut plan = plan_merge(source)?;
     out.warnings(&plan.warnings);
     out.step(&format!(
         "merging {} of {} tensors into {}",
-        source.overlay.changed().count(),
-        source.checkpoint.tensors().len(),
+        source.overlay().map_or(0, |overlay| overlay.changed().count()),
+        source.tensors().len(),
         path.display()
     ));
     let bar = out.progress(plan.byte_len());
     let done = mlpack_convert::merge(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     let store = Store::beside(path.parent().unwrap_or(Path::new("")));
-    let carried = mlpack_convert::carried_files(source.checkpoint.dir())?;
-    let index = source.checkpoint.index();
-    let described_by: Vec<_> = carried.into_iter().filter(|p| Some(p.as_path()) != index).collect();
-    let dependencies = lineage::dependencies(source, &done, &described_by, runs, &store)?;
+    if let Some(checkpoint) = source.checkpoint() {
+        let carried = mlpack_convert::carried_files(checkpoint.dir())?;
+        plan.described_by = carried.into_iter().filter(|p| Some(p.as_path()) != checkpoint.index()).collect();
+    }
+    let dependencies = lineage::dependencies(source, &plan, &done, runs, &store)?;
     let mut step = Step::new(StepKind::Merge, Map::new(), dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;

@@ -1,7 +1,8 @@
 //! `mlpack release`: everything that `mlpack.toml` declares.
 
+use super::convert::{Quantizer, convert_into};
 use super::modelfile::{self, Settings};
-use super::{convert::convert_into, merge::merge_into, publish, trace};
+use super::{merge::merge_into, publish, trace};
 use crate::cli::ReleaseArgs;
 use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
@@ -26,6 +27,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let variants = inputs::variants(&config.gguf.quant)?;
     let families = inputs::families(&config.paths(&config.gguf.arch_file))?;
     let settings = settings(&config)?;
+    let quantizer = Quantizer::new(&config.quantize, config.folder())?;
     let resources = inputs::resources(&args.resources)?;
     let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
     let target = config.publish.as_ref().map(|p| publish::layout_reference(&p.to)).transpose()?;
@@ -42,8 +44,10 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         let merged = if ours { AtomicDir::replace(&path)? } else { AtomicDir::create(&path)? };
         merge_into(&source, &runs, merged, &resources, out)?;
     }
-    let request = GgufRequest { name: &config.name, variants: &variants, pre: config.gguf.pre.as_deref() };
-    let (_, files) = convert_into(&source, &families, &request, &runs, &dir, &resources, out)?;
+    let pre = config.gguf.pre.as_deref();
+    let request = GgufRequest { name: &config.name, variants: &variants, pre, options: &quantizer.options };
+    let (_, done) = convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+    let files = done.outputs;
     let mut manifests = Vec::new();
     let mut text = files_table(&files);
     if let Some((layout, tag)) = target {

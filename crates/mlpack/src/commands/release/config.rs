@@ -12,6 +12,7 @@
 //! quant = ["F16", "Q8_0", "Q4_K_M"]
 //! ```
 
+use crate::cli::QuantizerArgs;
 use mlpack_fs::{ErrorKind, read_to_string_bounded};
 use mlpack_tensor::{Escaped, nearest};
 use serde::Deserialize;
@@ -43,6 +44,9 @@ pub struct Config {
     pub merge: Option<MergeConfig>,
     /// The GGUF variants.
     pub gguf: GgufConfig,
+    /// How they are quantized: the options of `mlpack convert`, with underscores.
+    #[serde(default)]
+    pub quantize: QuantizerArgs,
     /// What Modelfiles say beyond the model.
     #[serde(default)]
     pub modelfile: ModelfileConfig,
