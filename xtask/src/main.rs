@@ -3,8 +3,8 @@
 //! Every step that CI runs is one of these commands, so that a developer's machine and CI do the same thing. A command
 //! that needs a tool of somebody else names it when it is missing; nothing is skipped in silence.
 
+mod arm;
 mod bench;
-mod bench_model;
 mod compare;
 mod demo;
 mod docs;
@@ -29,14 +29,26 @@ checks, run by CI
   golden [--check]     writes fixtures/golden.sha256, digests of our own outputs; --check fails when one changed
   test [ARGUMENT]...   installs what the tests need, then runs all of them; arguments go to `cargo test`
 
+other machines
+  arm [ARGUMENT]...    mlpack-quant's goldens and properties on 64-bit Arm under qemu; installs what that needs
+
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2; default all
-  parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is one of base, merged, smollm2; default all
-  bench [OPTION]...    measures mlpack against PEFT and llama.cpp's converter on a synthetic 1.07 B checkpoint
+  parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
+                         convert: base, merged, smollm2, mistral, llama3, qwen2
+                         quantize: ftypes, options (both SmolLM2), mixtures (experts and other shapes)
+                         rows: random rows through ggml_quantize_chunk
+                         --only TEXT  quantizes only where the printed title has this text
+                         --seed N     other random rows (default 1)
+  bench [PART]...      measures mlpack against the peers on a synthetic 1.07 B checkpoint; default all parts
+                         convert: with an adapter to F16, against PEFT and llama.cpp's converter
+                         quantize: a BF16 GGUF to each of several types, against llama-quantize
+                         chain: with an adapter to Q4_K_M, against all three
                          --dir DIR    where inputs and outputs live (default /dev/shm/mlpack-bench)
                          --runs N     runs of each side, alternating (default 3)
-                         --out FILE   appends the table, dated, to a Markdown file
-                         --keep       keeps the checkpoint for the next bench
+                         --only TYPES of quantize, only these types, separated by commas
+                         --out FILE   appends the tables, dated, to a Markdown file
+                         --keep       keeps the inputs for the next bench
 
   demo                 the release of the legal-qa fixture and the trace of one of its files, for the README
 ";
@@ -53,6 +65,7 @@ fn main() -> ExitCode {
         ["golden"] => golden::write(),
         ["golden", "--check"] => golden::check(),
         ["test", rest @ ..] => test::command(rest),
+        ["arm", rest @ ..] => arm::command(rest),
         ["peers", names @ ..] => peers::command(names),
         ["parity", cases @ ..] => parity::command(cases),
         ["bench", rest @ ..] => bench::command(rest),

@@ -4,6 +4,9 @@ use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// Lines kept of what a failed attempt printed.
+const ATTEMPT_LINES: usize = 6;
+
 /// The command as a person would type it.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -29,6 +32,20 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("`{line}` failed: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr).trim_end());
     }
     String::from_utf8(done.stdout).with_context(|| format!("`{line}` printed text that is not UTF-8"))
+}
+
+/// Runs a command that may fail: `Err` is its exit code and what it printed last, on stderr or else on stdout.
+pub fn attempt(command: &mut Command) -> Result<std::result::Result<(), (Option<i32>, String)>> {
+    let line = shown(command);
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
+    if done.status.success() {
+        return Ok(Ok(()));
+    }
+    let printed = if done.stderr.is_empty() { &done.stdout } else { &done.stderr };
+    let printed = String::from_utf8_lossy(printed);
+    let lines: Vec<&str> = printed.trim_end().lines().collect();
+    let last = lines[lines.len().saturating_sub(ATTEMPT_LINES)..].join("\n");
+    Ok(Err((done.status.code(), last)))
 }
 
 /// The full path of a program on `PATH`.

@@ -10,7 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mlpack-fs", &[]),
     ("mlpack-safetensors", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-gguf", &["mlpack-tensor", "mlpack-fs"]),
-    ("mlpack-quant", &["mlpack-tensor"]),
+    ("mlpack-quant", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-lora", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
     ("mlpack-arch", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
     (
@@ -44,8 +44,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What xtask may use: the vocabulary and readers it compares files with, never the code under comparison.
-const XTASK: &[&str] = &["mlpack-tensor", "mlpack-fs", "mlpack-gguf"];
+/// What xtask may use: the vocabulary and readers it compares files with, and the codecs that it compares row by row.
+const XTASK: &[&str] = &["mlpack-tensor", "mlpack-fs", "mlpack-gguf", "mlpack-quant"];
 
 /// Crates of the terminal. Libraries return values and errors; only the command line shows them.
 const TERMINAL_CRATES: &[&str] =

@@ -11,22 +11,22 @@ use std::path::{Path, PathBuf};
 
 const HIDDEN: usize = 2048;
 const FFN: usize = 8192;
-const LAYERS: usize = 16;
+pub const LAYERS: usize = 16;
 const HEADS: usize = 32;
 const KV_HEADS: usize = 8;
 const VOCAB: usize = 49152;
 const RANK: usize = 16;
 const DEVIATION: f64 = 0.02;
 
-/// Each projection of a layer with its rows and columns.
-const PROJECTIONS: [(&str, usize, usize); 7] = [
-    ("self_attn.q_proj", HIDDEN, HIDDEN),
-    ("self_attn.k_proj", HIDDEN / HEADS * KV_HEADS, HIDDEN),
-    ("self_attn.v_proj", HIDDEN / HEADS * KV_HEADS, HIDDEN),
-    ("self_attn.o_proj", HIDDEN, HIDDEN),
-    ("mlp.gate_proj", FFN, HIDDEN),
-    ("mlp.up_proj", FFN, HIDDEN),
-    ("mlp.down_proj", HIDDEN, FFN),
+/// Each projection of a layer: its name in the checkpoint and in GGUF, its rows and columns.
+pub const PROJECTIONS: [(&str, &str, usize, usize); 7] = [
+    ("self_attn.q_proj", "attn_q", HIDDEN, HIDDEN),
+    ("self_attn.k_proj", "attn_k", HIDDEN / HEADS * KV_HEADS, HIDDEN),
+    ("self_attn.v_proj", "attn_v", HIDDEN / HEADS * KV_HEADS, HIDDEN),
+    ("self_attn.o_proj", "attn_output", HIDDEN, HIDDEN),
+    ("mlp.gate_proj", "ffn_gate", FFN, HIDDEN),
+    ("mlp.up_proj", "ffn_up", FFN, HIDDEN),
+    ("mlp.down_proj", "ffn_down", HIDDEN, FFN),
 ];
 
 /// Writes `bench-1b` and `bench-1b-lora` under `dir`, unless they are there, and returns their paths.
@@ -85,7 +85,7 @@ fn write_base(base: &Path, random: &mut Normal) -> Result<()> {
     let mut shards = [vec![Tensor::new("model.embed_tokens.weight", &[VOCAB, HIDDEN], Fill::NormalBf16)], Vec::new()];
     for layer in 0..LAYERS {
         let shard = &mut shards[layer * 2 / LAYERS];
-        for (name, rows, columns) in PROJECTIONS {
+        for (name, _, rows, columns) in PROJECTIONS {
             let name = format!("model.layers.{layer}.{name}.weight");
             shard.push(Tensor::new(name, &[rows, columns], Fill::NormalBf16));
         }
@@ -109,7 +109,7 @@ fn write_base(base: &Path, random: &mut Normal) -> Result<()> {
 fn adapter() -> Vec<Tensor> {
     let mut tensors = Vec::new();
     for layer in 0..LAYERS {
-        for (name, rows, columns) in PROJECTIONS {
+        for (name, _, rows, columns) in PROJECTIONS {
             let key = format!("base_model.model.model.layers.{layer}.{name}");
             tensors.push(Tensor::new(format!("{key}.lora_A.weight"), &[RANK, columns], Fill::NormalF32));
             tensors.push(Tensor::new(format!("{key}.lora_B.weight"), &[rows, RANK], Fill::NormalF32));
@@ -174,7 +174,7 @@ fn write_file(path: &Path, tensors: &[Tensor], random: &mut Normal) -> Result<()
 }
 
 /// Draws from 65536 equally likely quantiles of a normal distribution.
-struct Normal {
+pub struct Normal {
     quantiles: Vec<f32>,
     /// State of SplitMix64.
     state: u64,
@@ -184,11 +184,11 @@ struct Normal {
 }
 
 impl Normal {
-    fn new(seed: u64) -> Normal {
+    pub fn new(seed: u64) -> Normal {
         Normal { quantiles: quantiles(DEVIATION), state: seed, bits: 0, left: 0 }
     }
 
-    fn next_f32(&mut self) -> f32 {
+    pub fn next_f32(&mut self) -> f32 {
         if self.left == 0 {
             self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = self.state;
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_shapes_come_to_1_07_billion_parameters() {
-        let layer: usize = PROJECTIONS.iter().map(|(_, rows, columns)| rows * columns).sum();
+        let layer: usize = PROJECTIONS.iter().map(|(_, _, rows, columns)| rows * columns).sum();
         assert_eq!(VOCAB * HIDDEN + LAYERS * (layer + 2 * HIDDEN) + HIDDEN, 1_073_809_408);
     }
 }
