@@ -7,6 +7,10 @@ mod avx512;
 mod blocks32;
 mod decode;
 mod lanes;
+#[allow(
+    clippy::needless_range_loop,
+    reason = "arrays share an index, and an iterator adapter left out of line is compiled without the CPU features"
+)]
 mod lattice;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
