@@ -140,7 +140,7 @@ pub(crate) fn fit_iq2_s<F: Fitter>(x: &[f32; 256], importance: Option<&[f32; 256
         }
         let group = Group { magnitudes: &magnitudes, weights, roots: &roots(weights) };
         let fitted = F::fit(&group, lattice, SEARCH, max, max / highest::<8>());
-        for (k, signs) in signs.into_iter().enumerate() {
+        for (k, signs) in signs.into_iter().enumerate().take(2) {
             let (cell, index) = (2 * g + k, fitted.indices[k]);
             out[2 + cell] = index as u8;
             out[34 + cell] = if fitted.scale < 0.0 { !signs } else { signs };
