@@ -4,7 +4,7 @@ use super::cost::{Cost, measure, megabytes};
 use super::{Bench, Report, fresh, importance};
 use crate::compare;
 use crate::process::output;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -53,9 +53,12 @@ pub fn measures(quant: &str) -> bool {
 pub fn run(bench: &Bench) -> Result<Report> {
     let (model, imatrix) = (bench.dir.join("bench-1b-BF16.gguf"), bench.dir.join("imatrix.gguf"));
     if !model.is_file() {
+        // A run that is stopped here leaves nothing under the final name.
+        let partial = bench.dir.join("bench-1b-BF16.partial");
         let mut convert = bench.peers.python();
         convert.arg(bench.peers.llama_source().join("convert_hf_to_gguf.py")).arg(&bench.base);
-        output(convert.args(["--outtype", "bf16", "--outfile"]).arg(&model))?;
+        output(convert.args(["--outtype", "bf16", "--outfile"]).arg(&partial))?;
+        std::fs::rename(&partial, &model).with_context(|| format!("cannot rename `{}`", partial.display()))?;
     }
     importance::write(&imatrix)?;
     let mut rows = Vec::new();
