@@ -1,7 +1,7 @@
 //! Execute and seal: run a plan in row slabs on all cores.
 //!
-//! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads go
-//! through the source from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
+//! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads and
+//! writes go through the files from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
@@ -50,7 +50,7 @@ pub struct Done {
 
 /// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
 /// small enough that a slab stays in the caches.
-const SLAB_ELEMENTS: u64 = 1 << 18;
+const SLAB_ELEMENTS: u64 = 1 << 17;
 
 /// Bytes that a slab needs for each element on its way: float64 sum and product, float32, merged, gathered and encoded
 /// bytes, and float32 decoded again.
@@ -97,11 +97,41 @@ fn judge(plan: &Plan, sums: Fidelity) -> Result<Vec<Vec<TensorError>>, Error> {
     if too_far.is_empty() { Ok(errors) } else { Err(Error::TooFar { tensors: too_far }) }
 }
 
-/// Cuts the steps into slabs, in source order, and counts the workers that the budget allows.
+/// The steps in the order of work: a tensor's turn comes when that of its place in the source or in any of the outputs
+/// does. So the digest of no file waits long for a tensor that lies elsewhere in another.
+fn turns(source: &Source, plan: &Plan) -> Vec<usize> {
+    let mut turns = vec![usize::MAX; plan.steps.len()];
+    let mut pass = |places: &mut Vec<((usize, u64), usize)>| {
+        places.sort_unstable();
+        places.iter().enumerate().for_each(|(turn, (_, step))| turns[*step] = turns[*step].min(turn));
+        places.clear();
+    };
+    let mut places = Vec::with_capacity(plan.steps.len());
+    for (i, step) in plan.steps.iter().enumerate() {
+        if let Input::Tensor(position) = step.input {
+            let tensor = &source.tensors()[position];
+            places.push(((tensor.file, tensor.range.start), i));
+        }
+    }
+    pass(&mut places);
+    for (o, output) in plan.outputs.iter().enumerate() {
+        for (i, step) in plan.steps.iter().enumerate() {
+            let targets = step.targets.iter().filter(|target| target.output == o);
+            places.extend(targets.map(|target| ((0, output.tensors[target.tensor].range.start), i)));
+        }
+        pass(&mut places);
+    }
+    let mut order: Vec<usize> = (0..plan.steps.len()).collect();
+    order.sort_by_key(|step| turns[*step]);
+    order
+}
+
+/// Cuts the steps into slabs, in the order of work, and counts the workers that the budget allows.
 fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec<Slab>, usize), Error> {
     let mut slabs = Vec::new();
     let mut largest = 0;
-    for (i, step) in plan.steps.iter().enumerate() {
+    for i in turns(source, plan) {
+        let step = &plan.steps[i];
         let group = step.transform.row_group(step.rows).max(1);
         let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT);
         let fixed = delta_byte_len(source, step);

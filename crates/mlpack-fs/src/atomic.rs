@@ -71,7 +71,14 @@ impl AtomicFile {
         let end = offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
         assert!(end <= self.byte_len, "extent {offset}..{end} lies outside a file of {} bytes", self.byte_len);
         self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))?;
-        self.hasher.take(offset, bytes, |range, sink| self.read_back(range, sink))
+        let read = |range: Range<u64>, sink: &mut dyn FnMut(&[u8])| {
+            if range == (offset..end) {
+                sink(bytes);
+                return Ok(());
+            }
+            self.read_back(range, sink)
+        };
+        self.hasher.take(offset..end, read).map(drop)
     }
 
     fn read_back(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
@@ -284,6 +291,13 @@ fn reserve(file: &File, path: &Path, byte_len: u64) -> Result<(), Error> {
     if byte_len == 0 {
         return Ok(());
     }
+    if allocates_to_reserve(file) {
+        let free = crate::free_bytes(parent_of(path));
+        if free.is_some_and(|free| free < byte_len) {
+            return Err(Error::NoSpace { path: path.to_owned(), needed: byte_len, free });
+        }
+        return file.set_len(byte_len).map_err(|e| Error::io(Operation::Reserve, path, e));
+    }
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, byte_len) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG | rustix::io::Errno::DQUOT) => {
@@ -295,6 +309,20 @@ fn reserve(file: &File, path: &Path, byte_len: u64) -> Result<(), Error> {
         }
         Err(e) => Err(Error::io(Operation::Reserve, path, e.into())),
     }
+}
+
+/// Whether reserving takes as long as writing: a memory file system allocates every page. There it is only asked whether
+/// the space is free.
+#[cfg(target_os = "linux")]
+fn allocates_to_reserve(file: &File) -> bool {
+    // Linux, include/uapi/linux/magic.h.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type as u64 == TMPFS_MAGIC)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocates_to_reserve(_: &File) -> bool {
+    false
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {

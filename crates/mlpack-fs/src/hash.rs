@@ -4,18 +4,43 @@ use crate::{Error, MappedFile, Sha256};
 use sha2::Digest as _;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
-/// Bytes of an input that are hashed before their pages are given back.
-const INPUT_PIECE_LEN: u64 = 8 << 20;
+/// Bytes of an input that are hashed before their pages are given back: giving back interrupts every thread.
+const INPUT_PIECE_LEN: u64 = 4 << 20;
+
+/// Bytes of an input that may wait in memory for their turn to be hashed. More are given back and read again.
+const INPUT_WAITING_LEN: u64 = 32 << 20;
 
 /// Hashes extents in file order while they arrive in any order. An extent whose turn it is is hashed at once; one that
 /// comes early is noted and read back when everything before it is hashed. Only one thread hashes at a time, and the
 /// others do not wait for it.
 pub(crate) struct ExtentHasher {
     front: Mutex<Front>,
-    // Extents noted and not hashed yet: start -> end.
-    early: Mutex<BTreeMap<u64, u64>>,
+    early: Mutex<Early>,
+}
+
+/// Extents noted and not hashed yet.
+#[derive(Default)]
+struct Early {
+    // Start -> end.
+    extents: BTreeMap<u64, u64>,
+    byte_len: u64,
+}
+
+impl Early {
+    fn add(&mut self, extent: Range<u64>) {
+        self.byte_len += extent.end - extent.start;
+        self.extents.insert(extent.start, extent.end);
+    }
+
+    /// Takes away the extent that starts at `start`; returns its end.
+    fn remove(&mut self, start: u64) -> Option<u64> {
+        let end = self.extents.remove(&start)?;
+        self.byte_len -= end - start;
+        Some(end)
+    }
 }
 
 struct Front {
@@ -27,26 +52,32 @@ struct Front {
 impl ExtentHasher {
     pub(crate) fn new() -> ExtentHasher {
         let front = Front { hasher: sha2::Sha256::new(), at: 0 };
-        ExtentHasher { front: Mutex::new(front), early: Mutex::new(BTreeMap::new()) }
+        ExtentHasher { front: Mutex::new(front), early: Mutex::default() }
     }
 
-    /// Takes the extent that starts at `start`; `bytes` are its content. `read` gives the bytes of an earlier extent.
+    /// Takes an extent that can be read from now on; `read` gives the bytes of any such extent, and is asked for them in
+    /// file order. Returns how many bytes wait for their turn, where this extent is one of them.
     pub(crate) fn take(
         &self,
-        start: u64,
-        bytes: &[u8],
+        extent: Range<u64>,
         read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let end = start + bytes.len() as u64;
-        if let Ok(mut front) = self.front.try_lock()
-            && front.at == start
-        {
-            front.hasher.update(bytes);
-            front.at = end;
-            return self.catch_up(&mut front, read);
+    ) -> Result<Option<u64>, Error> {
+        self.early().add(extent.clone());
+        let mut hashed_to = 0;
+        while let Ok(mut front) = self.front.try_lock() {
+            self.catch_up(&mut front, &read)?;
+            hashed_to = front.at;
+            drop(front);
+            // Whoever noted the next extent while this thread held the front left it to this thread.
+            if !self.early().extents.contains_key(&hashed_to) {
+                break;
+            }
         }
-        self.early.lock().expect("no thread panics holding the lock").insert(start, end);
-        Ok(())
+        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
+    }
+
+    fn early(&self) -> MutexGuard<'_, Early> {
+        self.early.lock().expect("no thread panics holding the lock")
     }
 
     /// Hashes the noted extents whose turn has come.
@@ -56,9 +87,8 @@ impl ExtentHasher {
         read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
     ) -> Result<(), Error> {
         loop {
-            let next = self.early.lock().expect("no thread panics holding the lock").remove(&front.at);
-            let Some(end) = next else { return Ok(()) };
             let start = front.at;
+            let Some(end) = self.early().remove(start) else { return Ok(()) };
             read(start..end, &mut |bytes| front.hasher.update(bytes))?;
             front.at = end;
         }
@@ -79,29 +109,37 @@ impl ExtentHasher {
 pub struct InputHasher<'a> {
     file: &'a MappedFile,
     extents: ExtentHasher,
+    // Every page before it is given back. Only who holds the front of `extents` moves it.
+    released: AtomicU64,
 }
 
 impl<'a> InputHasher<'a> {
     /// Nothing of `file` is hashed yet.
     pub fn new(file: &'a MappedFile) -> InputHasher<'a> {
-        InputHasher { file, extents: ExtentHasher::new() }
+        InputHasher { file, extents: ExtentHasher::new(), released: AtomicU64::new(0) }
     }
 
     /// Says that `range` of the file was used and is in memory now: it is hashed, or noted for its turn, and its pages are
-    /// given back. No byte may be in two ranges.
+    /// given back when it is hashed, or when too many wait. No byte may be in two ranges.
     pub fn used(&self, range: Range<u64>) {
-        let bytes = &self.file.bytes()[range.start as usize..range.end as usize];
-        self.extents.take(range.start, bytes, |r, sink| self.read(r, sink)).expect("reading a map cannot fail");
-        self.file.release(range.start as usize..range.end as usize);
+        let waiting =
+            self.extents.take(range.clone(), |r, sink| self.read(r, sink)).expect("reading a map cannot fail");
+        if waiting.is_some_and(|byte_len| byte_len > INPUT_WAITING_LEN) {
+            self.file.release(range.start as usize..range.end as usize);
+        }
     }
 
     fn read(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
         let mut start = range.start;
         while start < range.end {
-            let piece = start as usize..range.end.min(start + INPUT_PIECE_LEN) as usize;
-            start = piece.end as u64;
-            sink(&self.file.bytes()[piece.clone()]);
-            self.file.release(piece);
+            let end = range.end.min(start + INPUT_PIECE_LEN);
+            sink(&self.file.bytes()[start as usize..end as usize]);
+            let released = self.released.load(Ordering::Relaxed);
+            if end - released >= INPUT_PIECE_LEN || end == self.file.byte_len() {
+                self.file.release(released as usize..end as usize);
+                self.released.store(end, Ordering::Relaxed);
+            }
+            start = end;
         }
         Ok(())
     }
