@@ -146,6 +146,38 @@ pub enum Error {
         /// The shape of the tensor.
         shape: Shape,
     },
+    /// A tensor has another shape than its transform can take.
+    #[error("cannot convert `{}`\n  tensor `{}`\n  expected: {expected}\n  found:    shape {shape}", dir.display(), Escaped(tensor))]
+    TensorShape {
+        /// The model directory.
+        dir: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the transform needs.
+        expected: String,
+        /// The shape of the tensor.
+        shape: Shape,
+    },
+    /// Tensors that one tensor is made of do not belong together.
+    #[error("cannot convert `{}`\n  tensor `{}`\n  expected: {expected}\n  found:    {found}", dir.display(), Escaped(tensor))]
+    Stack {
+        /// The model directory.
+        dir: PathBuf,
+        /// The GGUF tensor, or the member that does not fit.
+        tensor: String,
+        /// What belongs together.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The converter treats models of this name in a way of its own.
+    #[error("cannot convert `{}`: `{name}` models are not handled", dir.display())]
+    RefusedName {
+        /// The model directory.
+        dir: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// The front matter of a model card is not YAML.
     #[error("cannot read `{}`: its front matter is not valid YAML\n  line {line}: {}", path.display(), Escaped(message))]
     Yaml {
@@ -204,9 +236,13 @@ impl Error {
             | Error::UnknownModelType { .. }
             | Error::Quantized { .. }
             | Error::UnsupportedConfig { .. }
+            | Error::RefusedName { .. }
             | Error::UnknownTensor { .. }
             | Error::UnknownPooling { .. } => ErrorKind::Unsupported,
-            Error::LayerOutOfRange { .. } | Error::HeadsDoNotDivide { .. } => ErrorKind::Mismatch,
+            Error::LayerOutOfRange { .. }
+            | Error::HeadsDoNotDivide { .. }
+            | Error::TensorShape { .. }
+            | Error::Stack { .. } => ErrorKind::Mismatch,
             Error::AdapterInstead { .. } => ErrorKind::Misuse,
         }
     }

@@ -73,6 +73,55 @@ pub(crate) fn llama3_rope_freqs(config: &Config) -> Result<Option<ExtraTensor>, 
     Ok(Some(ExtraTensor { name: "rope_freqs.weight".to_owned(), shape, data }))
 }
 
+/// `rope_factors_long.weight` and `rope_factors_short.weight` of a model whose rope parameters have a `long_factor`
+/// (llama.cpp b11434, `conversion/phi.py`, `Phi3MiniModel.generate_extra_tensors`), with the attention factor that the
+/// converter writes as metadata at the same time.
+pub(crate) fn longrope_factors(config: &Config) -> Result<Option<Longrope>, Error> {
+    let rope = rope_parameters(config)?;
+    let Some(long) = rope.get("long_factor").filter(|list| json::is_truthy(list)) else { return Ok(None) };
+    let fail =
+        |field: &str, expected, found: &Value| Err(config.wrong(&format!("rope_parameters.{field}"), expected, found));
+    let factors = |field: &str, value: &Value| {
+        let list: Option<Vec<f32>> = value.as_array().and_then(|l| l.iter().map(json::f32).collect());
+        list.ok_or_else(|| config.wrong(&format!("rope_parameters.{field}"), "a list of numbers", value))
+    };
+    let short = rope.get("short_factor").unwrap_or(&Value::Null);
+    let (long, short_list) = (factors("long_factor", long)?, factors("short_factor", short)?);
+    let number = |names: &[&str]| -> Result<f64, Error> {
+        let (name, value) = config.first_of(names).ok_or_else(|| config.missing(names))?;
+        config.f64(name, value)
+    };
+    let original = rope.get("original_max_position_embeddings").unwrap_or(&Value::Null);
+    let original = config.f64("rope_parameters.original_max_position_embeddings", original)?;
+    let partial = rope.get("partial_rotary_factor").map_or(Ok(1.0), |v| config.f64("partial_rotary_factor", v))?;
+    let dims = (partial * number(&["hidden_size", "n_embd"])?).trunc();
+    let dims = (dims / number(&["num_attention_heads", "n_head"])?).floor();
+    if long.len() != short_list.len() || long.len() as f64 != dims / 2.0 {
+        return fail("short_factor", "half a head of numbers, as in `long_factor`", short);
+    }
+    let scale = number(&["n_positions", "max_position_embeddings"])? / original;
+    let rope_type = rope.get("rope_type").unwrap_or(&Value::Null);
+    let attention_factor = match rope_type.as_str().map(str::to_lowercase).as_deref() {
+        Some("su" | "longrope") if scale > 1.0 => (1.0 + scale.ln() / original.ln()).sqrt(),
+        Some("yarn") if scale > 1.0 => 0.1 * scale.ln() + 1.0,
+        Some("su" | "longrope" | "yarn") => 1.0,
+        _ => return fail("rope_type", "`longrope`, `su` or `yarn`", rope_type),
+    };
+    let tensor = |name: &str, data: Vec<f32>| {
+        let shape = Shape::new(vec![data.len() as u64]);
+        ExtraTensor { name: name.to_owned(), shape, data }
+    };
+    let tensors = [tensor("rope_factors_long.weight", long), tensor("rope_factors_short.weight", short_list)];
+    Ok(Some(Longrope { tensors, attention_factor: attention_factor as f32 }))
+}
+
+/// What is made from longrope parameters.
+pub(crate) struct Longrope {
+    pub tensors: [ExtraTensor; 2],
+    /// The value of `{arch}.rope.scaling.attn_factor`.
+    pub attention_factor: f32,
+}
+
 fn is_llama3(config: &Config, parameters: &Map<String, Value>) -> Result<bool, Error> {
     match parameters.get("rope_type") {
         None => Ok(false),

@@ -1,8 +1,11 @@
 //! Architecture descriptions: the files of `archs/`, parsed and validated. docs/architectures.md describes the format.
 
+mod expression;
 mod raw;
 
 use crate::Error;
+pub(crate) use expression::{Expression, NoValue, Number};
+
 use crate::tokenizer::VocabReader;
 use mlpack_tensor::nearest;
 use serde::Deserialize;
@@ -12,8 +15,37 @@ use std::sync::Arc;
 
 /// The descriptions that are part of the program.
 const BUILTIN: &[(&str, &str)] = &[
+    ("archs/cohere2.toml", include_str!("../archs/cohere2.toml")),
+    ("archs/command-r.toml", include_str!("../archs/command-r.toml")),
+    ("archs/deepseek2.toml", include_str!("../archs/deepseek2.toml")),
+    ("archs/ernie4_5.toml", include_str!("../archs/ernie4_5.toml")),
+    ("archs/exaone4.toml", include_str!("../archs/exaone4.toml")),
+    ("archs/falcon.toml", include_str!("../archs/falcon.toml")),
+    ("archs/gemma.toml", include_str!("../archs/gemma.toml")),
+    ("archs/gemma2.toml", include_str!("../archs/gemma2.toml")),
+    ("archs/gemma3.toml", include_str!("../archs/gemma3.toml")),
+    ("archs/glm4.toml", include_str!("../archs/glm4.toml")),
+    ("archs/gpt2.toml", include_str!("../archs/gpt2.toml")),
+    ("archs/gptneox.toml", include_str!("../archs/gptneox.toml")),
+    ("archs/granite.toml", include_str!("../archs/granite.toml")),
+    ("archs/granitemoe.toml", include_str!("../archs/granitemoe.toml")),
+    ("archs/hunyuan-dense.toml", include_str!("../archs/hunyuan-dense.toml")),
+    ("archs/lfm2.toml", include_str!("../archs/lfm2.toml")),
     ("archs/llama.toml", include_str!("../archs/llama.toml")),
+    ("archs/minimax-m2.toml", include_str!("../archs/minimax-m2.toml")),
+    ("archs/olmo.toml", include_str!("../archs/olmo.toml")),
+    ("archs/olmo2.toml", include_str!("../archs/olmo2.toml")),
+    ("archs/olmoe.toml", include_str!("../archs/olmoe.toml")),
+    ("archs/phi2.toml", include_str!("../archs/phi2.toml")),
+    ("archs/phi3.toml", include_str!("../archs/phi3.toml")),
     ("archs/qwen2.toml", include_str!("../archs/qwen2.toml")),
+    ("archs/qwen2moe.toml", include_str!("../archs/qwen2moe.toml")),
+    ("archs/qwen3.toml", include_str!("../archs/qwen3.toml")),
+    ("archs/qwen3moe.toml", include_str!("../archs/qwen3moe.toml")),
+    ("archs/seed_oss.toml", include_str!("../archs/seed_oss.toml")),
+    ("archs/smollm3.toml", include_str!("../archs/smollm3.toml")),
+    ("archs/stablelm.toml", include_str!("../archs/stablelm.toml")),
+    ("archs/starcoder2.toml", include_str!("../archs/starcoder2.toml")),
 ];
 
 /// Bytes of the largest description file that is read.
@@ -82,8 +114,15 @@ pub struct Family {
     pub(crate) description: String,
     pub(crate) tokenizer: VocabReader,
     pub(crate) pooling: bool,
+    pub(crate) common_metadata: bool,
     pub(crate) extra_tensors: Vec<ExtraKind>,
     pub(crate) remove_from_names: Vec<String>,
+    pub(crate) ignored_fields: Vec<String>,
+    pub(crate) dropped_tensors: Vec<String>,
+    pub(crate) tied_head_dropped: bool,
+    pub(crate) extra_layers_dropped: bool,
+    pub(crate) refused: Vec<RefusedField>,
+    pub(crate) refused_names: Vec<String>,
     pub(crate) classes: BTreeMap<String, Class>,
     pub(crate) metadata: Vec<MetadataEntry>,
     pub(crate) tensors: Vec<TensorEntry>,
@@ -135,12 +174,28 @@ pub(crate) struct Class {
     pub tensor_prefix: String,
 }
 
+/// A config that the converter treats in a way of its own, and mlpack not.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RefusedField {
+    /// A field; `rope.NAME` is one of the rope parameters.
+    pub field: String,
+    /// Refused with one of these values; with none of them, with every value that Python takes for true.
+    #[serde(default)]
+    pub values: Vec<String>,
+    /// Refused when it is missing or Python takes it for false.
+    #[serde(default)]
+    pub when_false: bool,
+}
+
 /// A tensor that is made from the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ExtraKind {
     /// `rope_freqs.weight` of models with `rope_type` "llama3".
     Llama3RopeFreqs,
+    /// `rope_factors_long.weight` and `rope_factors_short.weight` of models with a `long_factor`.
+    LongropeFactors,
 }
 
 /// One key that the family adds after the keys common to all text models.
@@ -148,9 +203,27 @@ pub(crate) enum ExtraKind {
 pub(crate) struct MetadataEntry {
     pub key: String,
     pub kind: ValueKind,
+    /// Config fields; the first that is there counts.
     pub from: Vec<String>,
-    pub or: Option<Derived>,
+    /// Where the value comes from else.
+    pub or: Option<Expression>,
+    /// A value that is always the same.
+    pub value: Option<Constant>,
     pub optional: bool,
+    /// No key when this field is missing or null.
+    pub only_with: Option<String>,
+    /// No key for a value that Python takes for false.
+    pub unless_zero: bool,
+}
+
+/// A value of a description.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Constant {
+    Bool(bool),
+    Integer(u32),
+    Float(f64),
+    Text(String),
 }
 
 /// The GGUF type of a key.
@@ -163,63 +236,130 @@ pub(crate) enum ValueKind {
     F32,
     Bool,
     String,
+    /// The number of layers, wherever the config has it.
+    LayerCount,
+    /// The file type asked for.
+    FileType,
+    /// One truth value per layer: whether its type is `sliding_attention`.
+    SlidingPattern,
+    /// One number per layer: that of the field in layers of attention, 0 in layers of type `conv`.
+    HeadsOfAttention,
+    /// The size of the field, with `block_auto_adjust_ff_dim` two thirds of it, scaled and rounded up as the other
+    /// `block_*` fields say.
+    AdjustedFeedForward,
 }
 
 /// One kind of tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorEntry {
-    pub gguf: String,
+    /// GGUF names; more than one only for a tensor that is split.
+    pub gguf: Vec<String>,
     pub hf: Vec<Template>,
+    /// Put behind the GGUF name of a tensor whose own name has no suffix.
+    pub suffix: String,
     pub transform: TransformEntry,
+    pub values: ValueChange,
+}
+
+/// What is done to the values of a tensor, one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueChange {
+    /// Nothing.
+    #[default]
+    None,
+    /// One is added, in float16 for a float16 tensor and in float32 for every other.
+    AddOne,
 }
 
 /// A tensor name without its suffix, with the layer number left open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Template {
     Plain(String),
-    Layer { before: String, after: String },
+    Layer {
+        before: String,
+        after: String,
+    },
+    /// A member of a stack, such as the matrix of one expert.
+    Member {
+        before: String,
+        between: String,
+        after: String,
+    },
+}
+
+/// The numbers in a tensor's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Numbers {
+    pub layer: Option<u64>,
+    pub member: Option<u64>,
 }
 
 impl Template {
     fn parse(text: &str) -> Option<Template> {
-        match text.split_once(LAYER) {
-            None => Some(Template::Plain(text.to_owned())),
-            Some((_, after)) if after.contains(LAYER) => None,
-            Some((before, after)) => Some(Template::Layer { before: before.to_owned(), after: after.to_owned() }),
+        let Some((before, rest)) = text.split_once(LAYER) else {
+            return (!text.contains(MEMBER)).then(|| Template::Plain(text.to_owned()));
+        };
+        if before.contains(MEMBER) || rest.contains(LAYER) {
+            return None;
+        }
+        let before = before.to_owned();
+        match rest.split_once(MEMBER) {
+            None => Some(Template::Layer { before, after: rest.to_owned() }),
+            Some((_, after)) if after.contains(MEMBER) => None,
+            Some((between, after)) => {
+                Some(Template::Member { before, between: between.to_owned(), after: after.to_owned() })
+            }
         }
     }
 
     fn is_layered(&self) -> bool {
-        matches!(self, Template::Layer { .. })
+        !matches!(self, Template::Plain(_))
     }
 
-    /// The name for a layer.
-    pub fn name(&self, layer: u64) -> String {
+    fn is_member(&self) -> bool {
+        matches!(self, Template::Member { .. })
+    }
+
+    /// The name for a layer, and for a member of a stack.
+    pub fn name(&self, layer: u64, member: u64) -> String {
         match self {
             Template::Plain(name) => name.clone(),
             Template::Layer { before, after } => format!("{before}{layer}{after}"),
+            Template::Member { before, between, after } => format!("{before}{layer}{between}{member}{after}"),
         }
     }
 
-    /// `Some(None)` when `name` is the plain name, `Some(Some(layer))` when it is that of a layer.
-    pub fn matches(&self, name: &str) -> Option<Option<u64>> {
+    /// The numbers in `name`, when it is a name of this kind.
+    pub fn matches(&self, name: &str) -> Option<Numbers> {
         match self {
-            Template::Plain(plain) => (plain == name).then_some(None),
+            Template::Plain(plain) => (plain == name).then_some(Numbers::default()),
             Template::Layer { before, after } => {
-                let digits = name.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?;
-                let layer: u64 = digits.parse().ok()?;
-                // "01" and "+1" parse as numbers but are not how a layer is written.
-                (layer.to_string() == digits).then_some(Some(layer))
+                let layer = number(name.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?)?;
+                Some(Numbers { layer: Some(layer), member: None })
+            }
+            Template::Member { before, between, after } => {
+                let numbers = name.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?;
+                let (layer, member) = numbers.split_once(between.as_str())?;
+                Some(Numbers { layer: Some(number(layer)?), member: Some(number(member)?) })
             }
         }
     }
 }
 
+/// A number as it is written in names: "01" and "+1" parse as numbers but are not.
+fn number(digits: &str) -> Option<u64> {
+    digits.parse().ok().filter(|n: &u64| n.to_string() == digits)
+}
+
 /// Stands for the layer number in names.
 pub(crate) const LAYER: &str = "{bid}";
 
-/// What is done to the values of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
+/// Stands for the number of a member of a stack in names.
+pub(crate) const MEMBER: &str = "{xid}";
+
+/// What is done to the order of a tensor's values.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum TransformEntry {
     /// Nothing.
@@ -230,12 +370,61 @@ pub(crate) enum TransformEntry {
         /// Config fields that hold the number of heads; the first that is there and not null.
         heads: Vec<String>,
     },
+    /// Tensors of one shape become the outermost dimension of one tensor.
+    Stack {
+        /// Config fields that hold their number.
+        count: Vec<String>,
+        /// Stacks of a layer with the same word are written together, when the last of their members is there.
+        #[serde(default)]
+        group: String,
+    },
+    /// The rows of every matrix are divided among the outputs: equally, or as the sizes say.
+    Split {
+        #[serde(default)]
+        sizes: Vec<Expression>,
+    },
+    /// Rows and columns of every matrix change places.
+    Transpose,
+    /// Rows stored as (head, query or key or value, row) become queries, keys, values.
+    PartsOfHeads {
+        /// Config fields that hold the number of heads.
+        heads: Vec<String>,
+    },
+    /// Rows stored as groups of query heads, a key head and a value head become queries, keys, values.
+    HeadsOfGroups {
+        /// Config fields that hold the number of query heads.
+        heads: Vec<String>,
+        /// Config fields that hold the number of groups; 1 when none is there.
+        groups: Vec<String>,
+    },
+    /// Rows stored as (head, key or value, row) become keys, each head transposed, and values.
+    LatentHeads {
+        /// Config fields that hold the number of heads.
+        heads: Vec<String>,
+        /// The rows of a key.
+        keys: Expression,
+        /// The rows of a value.
+        values: Expression,
+    },
+    /// Rows beyond the vocabulary of the tokenizer go away.
+    VocabularyRows,
+    /// A dimension of one element goes away.
+    Squeeze {
+        /// Its place.
+        dim: usize,
+    },
 }
 
 /// What transformers makes of a config.json of one `model_type`.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfigTable {
     pub rope_theta: f64,
+    /// The default of `partial_rotary_factor` in the rope parameters.
+    pub partial_rotary_factor: Option<f64>,
+    /// The rope parameters are an object per layer type; `rope_theta` is that of full attention, this the other.
+    pub sliding_rope_theta: Option<f64>,
+    /// Other names of fields.
+    pub aliases: BTreeMap<String, String>,
     pub checks: Vec<ConfigCheck>,
     pub fields: BTreeMap<String, Field>,
 }
@@ -246,6 +435,8 @@ pub(crate) struct ConfigTable {
 pub(crate) enum ConfigCheck {
     /// `hidden_size` is a multiple of `num_attention_heads`.
     HeadsDivideHiddenSize,
+    /// The rope type is `default` or `longrope`, by that name or an older one.
+    Phi3Rope,
 }
 
 /// One declared field of a config class.
@@ -254,6 +445,8 @@ pub(crate) struct Field {
     pub types: Vec<FieldType>,
     pub default: serde_json::Value,
     pub or: Option<Derived>,
+    /// What it is whatever the file says.
+    pub always: Option<Expression>,
     pub only_if: Option<String>,
 }
 
@@ -287,31 +480,36 @@ impl FieldType {
     }
 }
 
-/// How a value comes from other fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a null field of a config becomes.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Derived {
-    /// The value of another field.
-    Field(String),
-    /// The integer quotient of two fields.
-    Quotient(String, String),
+    /// A value computed from other fields.
+    Expression(Expression),
     /// One layer type per layer: sliding from the layer in that field on, when there is a sliding window.
     SlidingAfter(String),
+    /// One layer type per layer: full attention in every layer whose number, counted from 1, is a multiple of that.
+    SlidingUnlessEvery(Expression),
+    /// One layer type per layer: attention in the layers that the field lists (all when it is null), else `conv`.
+    AttentionIn(String),
 }
 
 impl Derived {
     fn parse(text: &str) -> Option<Derived> {
-        let word = |s: &str| {
-            let s = s.trim();
-            let ok = !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            ok.then(|| s.to_owned())
+        let call = |name: &str| text.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')');
+        let word = |argument: &str| {
+            let ok = !argument.is_empty() && argument.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            ok.then(|| argument.to_owned())
         };
-        if let Some(argument) = text.strip_prefix("sliding_after(").and_then(|s| s.strip_suffix(')')) {
-            return Some(Derived::SlidingAfter(word(argument)?));
+        if let Some(argument) = call("sliding_after") {
+            return word(argument).map(Derived::SlidingAfter);
         }
-        match text.split_once('/') {
-            Some((dividend, divisor)) => Some(Derived::Quotient(word(dividend)?, word(divisor)?)),
-            None => Some(Derived::Field(word(text)?)),
+        if let Some(argument) = call("attention_in") {
+            return word(argument).map(Derived::AttentionIn);
         }
+        if let Some(argument) = call("sliding_unless_every") {
+            return Some(Derived::SlidingUnlessEvery(Expression::parse(argument)?));
+        }
+        Some(Derived::Expression(Expression::parse(text)?))
     }
 }
 
@@ -319,6 +517,8 @@ impl Derived {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    const LLAMA: &str = include_str!("../archs/llama.toml");
 
     #[test]
     fn every_built_in_description_parses_and_serves_classes_of_its_own() {
@@ -351,18 +551,25 @@ mod tests {
     #[test]
     fn a_template_matches_only_a_plainly_written_layer_number() {
         let template = Template::parse("model.layers.{bid}.mlp").unwrap();
-        assert_eq!(template.matches("model.layers.12.mlp"), Some(Some(12)));
+        assert_eq!(template.matches("model.layers.12.mlp"), Some(Numbers { layer: Some(12), member: None }));
         for name in ["model.layers.01.mlp", "model.layers.+1.mlp", "model.layers..mlp", "model.layers.1.mlps"] {
             assert_eq!(template.matches(name), None, "{name}");
         }
-        assert_eq!(template.name(3), "model.layers.3.mlp");
+        assert_eq!(template.name(3, 0), "model.layers.3.mlp");
+        let member = Template::parse("layers.{bid}.experts.{xid}.w1").unwrap();
+        assert_eq!(member.matches("layers.2.experts.10.w1"), Some(Numbers { layer: Some(2), member: Some(10) }));
+        assert_eq!(
+            (member.matches("layers.2.experts.w1"), member.name(1, 7)),
+            (None, "layers.1.experts.7.w1".to_owned())
+        );
+        assert_eq!((Template::parse("{xid}.{bid}"), Template::parse("a.{xid}")), (None, None));
     }
 
     #[test]
     fn a_run_time_description_goes_before_the_built_in_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mine.toml");
-        let text = BUILTIN[0].1.replace("arch = \"llama\"", "arch = \"mine\"");
+        let text = LLAMA.replace("arch = \"llama\"", "arch = \"mine\"");
         std::fs::write(&path, text).unwrap();
         let mut families = Families::builtin();
         families.with_file(&path).unwrap();
@@ -373,24 +580,23 @@ mod tests {
 
     #[test]
     fn a_broken_description_is_refused_with_its_place() {
-        let llama = BUILTIN[0].1;
+        let llama = LLAMA;
         let broken = |from: &str, to: &str| {
             assert!(llama.contains(from), "{from}");
             Family::parse(Path::new("x.toml"), &llama.replacen(from, to, 1)).unwrap_err()
         };
         let line = llama.lines().position(|l| l == "tokenizer = \"llama\"").unwrap() + 1;
-        match broken("tokenizer = \"llama\"", "tokenizer = \"wordpiece\"") {
+        match broken("tokenizer = \"llama\"", "tokenizer = \"whitespace\"") {
             Error::DescriptionSyntax { line: found, message, .. } => {
                 assert_eq!(found, line);
-                assert!(message.contains("wordpiece") && message.contains("`llama`"), "{message}");
+                assert!(message.contains("whitespace") && message.contains("`llama`"), "{message}");
             }
             other => panic!("{other}"),
         }
         let places = [
             ("arch = \"llama\"", "arch = \"Lla ma\"", "arch"),
             ("\"{arch}.vocab_size\"", "\"vocab_size\"", "metadata `vocab_size`"),
-            ("from = [\"head_dim\"]", "from = []", "metadata `{arch}.rope.dimension_count`"),
-            ("\"hidden_size / num_attention_heads\"", "\"hidden_size * 2\"", "metadata `{arch}.rope.dimension_count`"),
+            ("from = [\"vocab_size\"]", "from = []", "metadata `{arch}.vocab_size`"),
             ("hf = [\"lm_head\"", "hf = [\"norm\"", "tensor `output`"),
             ("hf = [\"lm_head\"", "hf = [\"head.{bid}\"", "tensor `output`"),
             ("heads = [\"n_heads\", \"num_attention_heads\"]", "heads = []", "tensor `blk.{bid}.attn_q`"),

@@ -1,7 +1,8 @@
 //! JSON as Python reads it: integers and floats are different things, however large.
 
 use crate::Error;
-use serde_json::{Map, Number, Value};
+use crate::family::Number;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Bytes of the largest JSON file that is read here (configs; tokenizers have their own limit).
@@ -17,7 +18,12 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
 
 /// Reads a JSON file.
 pub(crate) fn read(path: &Path) -> Result<Value, Error> {
-    let text = mlpack_fs::read_to_string_bounded(path, FILE_LIMIT)?;
+    read_bounded(path, FILE_LIMIT)
+}
+
+/// Reads a JSON file of at most so many bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Value, Error> {
+    let text = mlpack_fs::read_to_string_bounded(path, limit)?;
     serde_json::from_str(&text).map_err(|e| Error::Json {
         path: path.to_owned(),
         line: e.line(),
@@ -39,6 +45,15 @@ pub(crate) fn u32(value: &Value) -> Option<u32> {
 /// The value as an i32, when Python would pack it as one.
 pub(crate) fn i32(value: &Value) -> Option<i32> {
     i32::try_from(value.as_number().filter(|n| integer_text(n))?.as_i64()?).ok()
+}
+
+/// The value as a number for arithmetic.
+pub(crate) fn number(value: &Value) -> Option<Number> {
+    match value {
+        Value::Number(n) if integer_text(n) => Some(Number::Integer(n.as_i64()?)),
+        Value::Number(_) => finite(value).map(Number::Float),
+        _ => None,
+    }
 }
 
 /// The number as a double, when it is one.
@@ -74,7 +89,7 @@ pub(crate) fn describe(value: &Value) -> String {
     }
 }
 
-fn integer_text(number: &Number) -> bool {
+fn integer_text(number: &serde_json::Number) -> bool {
     !number.as_str().contains(['.', 'e', 'E'])
 }
 

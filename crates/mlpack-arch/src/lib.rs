@@ -16,7 +16,7 @@
 //! let model = Model::open(dir, &Families::builtin())?;
 //! assert_eq!(model.arch(), "llama");
 //! let rule = model.map_tensor("model.layers.1.mlp.up_proj.weight", &Shape::new(vec![11008, 4096]))?;
-//! assert!(matches!(rule, TensorRule::Mapped { gguf_name, .. } if gguf_name == "blk.1.ffn_up.weight"));
+//! assert!(matches!(rule, TensorRule::Mapped(parts) if parts[0].gguf_name == "blk.1.ffn_up.weight"));
 //! # Ok(()) }
 //! ```
 //!
@@ -37,12 +37,14 @@ mod parameters;
 mod pooling;
 mod tensors;
 pub mod tokenizer;
+mod view;
 mod yaml;
 
 pub use config::Config;
 pub use error::Error;
 pub use extra::ExtraTensor;
-pub use family::{Families, Family};
+pub use family::{Families, Family, ValueChange};
 pub use general::{ParameterCount, parameter_count};
 pub use model::{MetadataRequest, Model, ModelMetadata};
-pub use tensors::{TensorRule, Transform};
+pub use tensors::{MappedTensor, Mapping, StackPlace, TensorPart, TensorRule};
+pub use view::View;

@@ -1,7 +1,8 @@
 //! A model directory: its config, its family, and the metadata of the GGUF file that it becomes.
 
-use crate::extra::llama3_rope_freqs;
-use crate::family::{Class, ExtraKind};
+use crate::extra::{llama3_rope_freqs, longrope_factors};
+use crate::family::{Class, ExtraKind, RefusedField};
+use crate::parameters::rope_parameters;
 use crate::tokenizer::{self, TokenizerRequest};
 use crate::{Config, Error, ExtraTensor, Families, Family, ParameterCount, general, json, parameters, pooling};
 use mlpack_tensor::Metadata;
@@ -57,6 +58,9 @@ const UNSUPPORTED_FIELDS: &[(&str, &str)] = &[
     ("draft_vocab_size", "a draft model for speculative decoding is not handled"),
 ];
 
+/// Bytes of the largest model card that is read.
+const CARD_LIMIT: u64 = 16 << 20;
+
 impl Model {
     /// Opens a model directory: reads its config.json and finds its family.
     ///
@@ -81,6 +85,7 @@ impl Model {
         };
         let class = family.classes.get(class).cloned().unwrap_or_default();
         let config = config.complete(families)?;
+        refuse_fields(family, &config)?;
         Ok(Model { dir: dir.to_owned(), family: family.clone(), class, config })
     }
 
@@ -117,6 +122,9 @@ impl Model {
         for kind in &self.family.extra_tensors {
             match kind {
                 ExtraKind::Llama3RopeFreqs => tensors.extend(llama3_rope_freqs(&self.config)?),
+                ExtraKind::LongropeFactors => {
+                    tensors.extend(longrope_factors(&self.config)?.into_iter().flat_map(|longrope| longrope.tensors));
+                }
             }
         }
         Ok(tensors)
@@ -127,6 +135,7 @@ impl Model {
     /// # Errors
     /// When config.json, generation_config.json, the model card or the tokenizer cannot be used.
     pub fn gguf_metadata(&self, request: &MetadataRequest<'_>) -> Result<ModelMetadata, Error> {
+        self.refuse_name(request.name)?;
         let mut files = vec![self.config.path().to_owned()];
         let mut entries = self.metadata_before_tokenizer(request, &mut files)?;
         let tokenizer = tokenizer::read(&TokenizerRequest {
@@ -145,6 +154,24 @@ impl Model {
         Ok(ModelMetadata { entries, warnings, files })
     }
 
+    /// Refuses the kinds of models that the converter knows by their names.
+    fn refuse_name(&self, name: &str) -> Result<(), Error> {
+        if self.family.refused_names.is_empty() {
+            return Ok(());
+        }
+        let card = self.dir.join("README.md");
+        let card = if card.is_file() { mlpack_fs::read_to_string_bounded(&card, CARD_LIMIT)? } else { String::new() };
+        let path = self.config.field("_name_or_path").and_then(Value::as_str).unwrap_or_default();
+        let texts = [name.to_lowercase(), path.to_lowercase()];
+        let card = card.to_lowercase();
+        for refused in &self.family.refused_names {
+            if texts.iter().any(|text| text.contains(refused)) || card.contains(&format!("# {refused}")) {
+                return Err(Error::RefusedName { dir: self.dir.clone(), name: refused.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// `general.architecture` to `general.quantization_version`.
     fn metadata_before_tokenizer(
         &self,
@@ -155,6 +182,12 @@ impl Model {
         const QUANTIZATION_VERSION: u32 = 2;
         let mut metadata = Metadata::new();
         metadata.set("general.architecture", self.arch().into());
+        // The converter makes extra tensors before it writes anything else.
+        if self.family.extra_tensors.contains(&ExtraKind::LongropeFactors)
+            && let Some(longrope) = longrope_factors(&self.config)?
+        {
+            metadata.set(format!("{}.rope.scaling.attn_factor", self.arch()), longrope.attention_factor.into());
+        }
         let config = (self.config.path(), self.config.raw());
         general::append(&mut metadata, &self.dir, config, request, files)?;
         parameters::append(&mut metadata, &self.family, &self.config, request.file_type)?;
@@ -164,6 +197,28 @@ impl Model {
         metadata.set("general.quantization_version", QUANTIZATION_VERSION.into());
         Ok(metadata)
     }
+}
+
+/// Refuses a config that the converter treats in a way of its own and this version does not.
+fn refuse_fields(family: &Family, config: &Config) -> Result<(), Error> {
+    let rope = rope_parameters(config)?;
+    for RefusedField { field, values, when_false } in &family.refused {
+        let found = match field.strip_prefix("rope.") {
+            Some(name) => rope.get(name),
+            None => config.field(field),
+        };
+        let given = found.is_some_and(json::is_truthy);
+        let refused = match (when_false, &values[..]) {
+            (true, _) => !given,
+            (false, []) => given,
+            (false, values) => found.and_then(Value::as_str).is_some_and(|v| values.iter().any(|r| r == v)),
+        };
+        if refused {
+            let expected = if *when_false { "a value" } else { "a model without it, or with another value" };
+            return Err(config.wrong(field, expected, found.unwrap_or(&Value::Null)));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_quantized(dir: &Path, config: &Config) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! `{arch}.*`: the keys that every text model has, in the converter's order (llama.cpp b11434, `conversion/base.py`,
 //! `TextModel.set_gguf_parameters`), and those that a family adds.
 
-use crate::family::{Derived, Family, MetadataEntry, ValueKind};
+use crate::family::{Constant, Family, MetadataEntry, NoValue, Number, ValueKind};
 use crate::{Config, Error, json};
 use mlpack_tensor::{MetaValue, Metadata};
 use serde_json::{Map, Value};
@@ -49,20 +49,10 @@ const GATING_FIELDS: &[&str] = &[
 
 /// Appends `{arch}.block_count` to `general.file_type`, then the family's keys.
 pub(crate) fn append(metadata: &mut Metadata, family: &Family, config: &Config, file_type: u32) -> Result<(), Error> {
-    let mut writer = Writer { metadata, arch: &family.arch, config };
-    let layers = config.layer_count()?;
-    writer.set("{arch}.block_count", u32::try_from(layers).expect("layer_count checked it"));
-    writer.entries(BEFORE_ROPE)?;
-    if config.field("is_causal") == Some(&Value::Bool(false)) {
-        writer.set("{arch}.attention.causal", false);
+    let mut writer = Writer { metadata, arch: &family.arch, config, ignored: &family.ignored_fields, file_type };
+    if family.common_metadata {
+        writer.common()?;
     }
-    writer.rope(&rope_parameters(config)?)?;
-    writer.entries(AFTER_ROPE)?;
-    writer.gating()?;
-    for key in ["{arch}.attention.key_length", "{arch}.attention.value_length"] {
-        writer.entries(&[(key, ValueKind::U32, &["head_dim"])])?;
-    }
-    writer.metadata.set("general.file_type", file_type.into());
     for entry in &family.metadata {
         writer.family_entry(entry)?;
     }
@@ -129,6 +119,9 @@ struct Writer<'a> {
     metadata: &'a mut Metadata,
     arch: &'a str,
     config: &'a Config,
+    /// Fields that the family's class takes out of the config before the common keys are made.
+    ignored: &'a [String],
+    file_type: u32,
 }
 
 impl Writer<'_> {
@@ -136,9 +129,35 @@ impl Writer<'_> {
         self.metadata.set(key.replace("{arch}", self.arch), value.into());
     }
 
+    /// The keys that every class has that does not replace them.
+    fn common(&mut self) -> Result<(), Error> {
+        let config = self.config;
+        self.layer_count("{arch}.block_count")?;
+        self.entries(BEFORE_ROPE)?;
+        if config.field("is_causal") == Some(&Value::Bool(false)) {
+            self.set("{arch}.attention.causal", false);
+        }
+        self.rope(&rope_parameters(config)?)?;
+        self.entries(AFTER_ROPE)?;
+        self.gating()?;
+        for key in ["{arch}.attention.key_length", "{arch}.attention.value_length"] {
+            self.entries(&[(key, ValueKind::U32, &["head_dim"])])?;
+        }
+        self.set("general.file_type", self.file_type);
+        Ok(())
+    }
+
+    fn layer_count(&mut self, key: &str) -> Result<(), Error> {
+        let layers = self.config.layer_count()?;
+        self.set(key, u32::try_from(layers).expect("layer_count checked it"));
+        Ok(())
+    }
+
     fn entries(&mut self, entries: &[Entry]) -> Result<(), Error> {
         for (key, kind, fields) in entries {
-            if let Some((field, value)) = self.config.first_of(fields)
+            let given = fields.iter().filter(|field| !self.ignored.iter().any(|i| i == *field));
+            let found = given.copied().find_map(|field| Some((field, self.config.field(field)?)));
+            if let Some((field, value)) = found
                 && !value.is_null()
             {
                 let value = convert(self.config, field, *kind, value)?;
@@ -149,22 +168,63 @@ impl Writer<'_> {
     }
 
     fn family_entry(&mut self, entry: &MetadataEntry) -> Result<(), Error> {
-        let fields: Vec<&str> = entry.from.iter().map(String::as_str).collect();
-        let value = match (self.config.first_of(&fields), &entry.or) {
-            (Some((field, value)), _) if !value.is_null() => convert(self.config, field, entry.kind, value)?,
-            (_, Some(Derived::Quotient(dividend, divisor))) => {
-                let quotient = quotient(self.config, dividend, divisor)?;
-                convert(self.config, dividend, entry.kind, &quotient.into())?
+        let present = |name: &String| self.config.field(name).is_some_and(|v| !v.is_null());
+        if !entry.only_with.as_ref().is_none_or(present) {
+            return Ok(());
+        }
+        match (entry.kind, &entry.value) {
+            (ValueKind::LayerCount, _) => return self.layer_count(&entry.key),
+            (ValueKind::FileType, _) => self.set(&entry.key, self.file_type),
+            (_, Some(Constant::Bool(value))) => self.set(&entry.key, *value),
+            (_, Some(Constant::Integer(value))) => self.set(&entry.key, *value),
+            (_, Some(Constant::Float(value))) => self.set(&entry.key, *value as f32),
+            (_, Some(Constant::Text(value))) => self.set(&entry.key, value.as_str()),
+            (_, None) => {
+                let rope = rope_parameters(self.config)?;
+                let rope = full_attention(self.config, &rope)?;
+                if let Some((field, value)) = self.given(entry, rope)?
+                    && (!entry.unless_zero || json::is_truthy(&value))
+                {
+                    let value = convert(self.config, &field, entry.kind, &value)?;
+                    self.set(&entry.key, value);
+                }
             }
-            (_, Some(Derived::Field(other))) => {
-                let value = self.config.field(other).ok_or_else(|| self.config.missing(&[other]))?;
-                convert(self.config, other, entry.kind, value)?
-            }
-            (_, Some(Derived::SlidingAfter(_)) | None) if entry.optional => return Ok(()),
-            (_, Some(Derived::SlidingAfter(_)) | None) => return Err(self.config.missing(&fields)),
-        };
-        self.set(&entry.key, value);
+        }
         Ok(())
+    }
+
+    /// The value of an entry, with the field that it is known by; `None` where it may be missing.
+    fn given(&self, entry: &MetadataEntry, rope: &Map<String, Value>) -> Result<Option<(String, Value)>, Error> {
+        let config = self.config;
+        let field = |name: &str| match name.strip_prefix("rope.") {
+            Some(name) => rope.get(name),
+            None if self.ignored.iter().any(|i| i == name) => None,
+            None => config.field(name),
+        };
+        let found = entry.from.iter().find_map(|name| Some((name, field(name)?)));
+        if let Some((name, value)) = found.filter(|(_, value)| !value.is_null()) {
+            return Ok(Some((name.clone(), value.clone())));
+        }
+        let Some(expression) = &entry.or else {
+            let names: Vec<&str> = entry.from.iter().map(String::as_str).collect();
+            return if entry.optional { Ok(None) } else { Err(config.missing(&names)) };
+        };
+        if let Some(name) = expression.as_field() {
+            let value = field(name).ok_or_else(|| config.missing(&[name]))?;
+            return Ok(Some((name.to_owned(), value.clone())));
+        }
+        match expression.value(&|name| json::number(field(name)?)) {
+            Ok(Number::Integer(n)) => Ok(Some((entry.key.clone(), n.into()))),
+            Ok(Number::Float(n)) => Ok(Some((entry.key.clone(), n.into()))),
+            Err(NoValue::Field(_)) if entry.optional => Ok(None),
+            Err(NoValue::Field(name)) => Err(match field(&name) {
+                Some(found) => config.wrong(&name, "a number", found),
+                None => config.missing(&[&name]),
+            }),
+            Err(NoValue::Arithmetic) => {
+                Err(config.wrong(&entry.key, "fields whose product or quotient is a number", &Value::Null))
+            }
+        }
     }
 
     fn rope(&mut self, rope: &Map<String, Value>) -> Result<(), Error> {
@@ -244,8 +304,39 @@ impl Writer<'_> {
     }
 }
 
+/// `block_multiple_of` rounded up from two thirds of the size, scaled by `block_ffn_dim_multiplier`.
+fn adjusted_feed_forward(config: &Config, size: u32) -> Result<u32, Error> {
+    let field = |name: &'static str| config.field(name).ok_or_else(|| config.missing(&[name]));
+    if !json::is_truthy(field("block_auto_adjust_ff_dim")?) {
+        return Ok(size);
+    }
+    let mut size = (f64::from(size) * 2.0 / 3.0).trunc();
+    let multiplier = field("block_ffn_dim_multiplier")?;
+    if !multiplier.is_null() {
+        size = (config.f64("block_ffn_dim_multiplier", multiplier)? * size).trunc();
+    }
+    let multiple = config.u32("block_multiple_of", field("block_multiple_of")?)?;
+    let rounded = (size as u64).div_ceil(u64::from(multiple.max(1))).saturating_mul(multiple.into());
+    let fits = u32::try_from(rounded).ok().filter(|_| multiple > 0);
+    fits.ok_or_else(|| config.wrong("block_multiple_of", "a number above zero that gives a size", &multiple.into()))
+}
+
 fn convert(config: &Config, field: &str, kind: ValueKind, value: &Value) -> Result<MetaValue, Error> {
     Ok(match (kind, value) {
+        (ValueKind::LayerCount | ValueKind::FileType, _) => unreachable!("these come from no field"),
+        (ValueKind::SlidingPattern, Value::Array(types)) if !types.is_empty() => {
+            let sliding: Vec<bool> = types.iter().map(|t| t.as_str() == Some("sliding_attention")).collect();
+            sliding.into()
+        }
+        (ValueKind::HeadsOfAttention, _) => {
+            let heads = json::i32(value).ok_or_else(|| config.wrong(field, "an integer", value))?;
+            let types = config.field("layer_types").unwrap_or(&Value::Null);
+            let list = types.as_array().filter(|list| !list.is_empty());
+            let list = list.ok_or_else(|| config.wrong("layer_types", "a list of layer types", types))?;
+            list.iter().map(|t| if t.as_str() == Some("conv") { 0 } else { heads }).collect::<Vec<i32>>().into()
+        }
+        (ValueKind::AdjustedFeedForward, _) => adjusted_feed_forward(config, config.u32(field, value)?)?.into(),
+        (ValueKind::SlidingPattern, _) => return Err(config.wrong(field, "a list of layer types", value)),
         (ValueKind::U32OrArray, Value::Array(list)) => {
             let numbers: Option<Vec<i32>> = list.iter().map(json::i32).collect();
             match numbers {

@@ -1,22 +1,19 @@
 //! From the names of a checkpoint to the names of a GGUF file (llama.cpp b11434, `conversion/base.py`).
 
-use crate::family::{LAYER, Template, TensorEntry, TransformEntry};
-use crate::{Error, Model};
+mod order;
+mod transform;
+
+pub use order::{MappedTensor, Mapping};
+
+use crate::family::{LAYER, Numbers, Template, TensorEntry, ValueChange};
+use crate::{Error, Model, View, json};
 use mlpack_tensor::{Shape, nearest};
-use serde_json::Value;
 
 /// What becomes of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorRule {
-    /// It is written.
-    Mapped {
-        /// Under this name.
-        gguf_name: String,
-        /// After this change.
-        transform: Transform,
-        /// As F32, whatever type is asked for: norms, biases, everything with one dimension.
-        force_f32: bool,
-    },
+    /// It is written: as one tensor, as several, or as a member of a stack.
+    Mapped(Vec<TensorPart>),
     /// It is not part of a text model's GGUF file.
     Dropped {
         /// Why, in words.
@@ -24,48 +21,32 @@ pub enum TensorRule {
     },
 }
 
-/// A permutation of the rows of a tensor; each element of a tensor with one dimension is a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transform {
-    /// Rows stay where they are.
-    Copy,
-    /// The rows of each head, stored as a first and a second half, become pairs: 0, n, 1, n + 1, …
-    RopePermute {
-        /// The number of heads that the rows divide into.
-        heads: u64,
-    },
+/// What one tensor of a checkpoint gives to one tensor of a GGUF file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPart {
+    /// The name of the GGUF tensor.
+    pub gguf_name: String,
+    /// The shape of what it gives, outermost dimension first.
+    pub shape: Shape,
+    /// Where its values are in the source.
+    pub view: View,
+    /// What is done to each value.
+    pub values: ValueChange,
+    /// As F32, whatever type is asked for: norms, biases, everything with one dimension.
+    pub force_f32: bool,
+    /// Its place, where it is one of a stack.
+    pub stack: Option<StackPlace>,
 }
 
-impl Transform {
-    /// The source row that becomes `out_row` of a tensor with `rows` rows.
-    ///
-    /// ```
-    /// use mlpack_arch::Transform;
-    /// let rows: Vec<u64> = (0..8).map(|row| Transform::RopePermute { heads: 2 }.source_row(row, 8)).collect();
-    /// assert_eq!(rows, [0, 2, 1, 3, 4, 6, 5, 7]);
-    /// ```
-    ///
-    /// # Panics
-    /// When `rows` is not a multiple of twice the heads; [`Model::map_tensor`] has checked it.
-    pub fn source_row(&self, out_row: u64, rows: u64) -> u64 {
-        match self {
-            Transform::Copy => out_row,
-            Transform::RopePermute { heads } => {
-                let head_rows = rows / heads;
-                assert!(head_rows.is_multiple_of(2) && head_rows * heads == rows, "{rows} rows in {heads} heads");
-                let (head, within) = (out_row / head_rows, out_row % head_rows);
-                head * head_rows + within % 2 * (head_rows / 2) + within / 2
-            }
-        }
-    }
-
-    /// Rows that stay together: output rows `k * group..(k + 1) * group` are made of the same rows of the source.
-    pub fn row_group(&self, rows: u64) -> u64 {
-        match self {
-            Transform::Copy => 1,
-            Transform::RopePermute { heads } => rows / heads,
-        }
-    }
+/// The place of a tensor in a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackPlace {
+    /// From 0.
+    pub index: u64,
+    /// How many there must be.
+    pub count: u64,
+    /// Stacks with the same word and layer are written together.
+    pub group: (String, u64),
 }
 
 /// Name parts of the vision, audio and projector tensors that the text part of a model does without.
@@ -135,8 +116,8 @@ impl Model {
     /// What becomes of the tensor of that name and shape in the checkpoint.
     ///
     /// # Errors
-    /// When the architecture has no such tensor, its layer is not one of the model's, or its rows do not divide into
-    /// heads as the config says.
+    /// When the architecture has no such tensor, its layer is not one of the model's, or its shape is not what the
+    /// config says.
     pub fn map_tensor(&self, name: &str, shape: &Shape) -> Result<TensorRule, Error> {
         let family = self.family();
         let mut source = name.to_owned();
@@ -148,9 +129,16 @@ impl Model {
         {
             return Ok(TensorRule::Dropped { reason: "not part of the text model" });
         }
+        source = source.replace("e_score_correction_bias", "e_score_correction.bias");
         source = source.replace("language_model.", "");
         if BUFFER_ENDS.iter().any(|s| source.ends_with(s)) {
             return Ok(TensorRule::Dropped { reason: "a buffer that is computed, not stored" });
+        }
+        if family.dropped_tensors.contains(&source) {
+            return Ok(TensorRule::Dropped { reason: "llama.cpp does without it" });
+        }
+        if family.tied_head_dropped && source.ends_with("lm_head.weight") && self.head_is_tied() {
+            return Ok(TensorRule::Dropped { reason: "the output matrix is the embedding" });
         }
         source.insert_str(0, &self.class().tensor_prefix);
 
@@ -158,11 +146,21 @@ impl Model {
             let Some(stem) = source.strip_suffix(suffix) else { continue };
             for entry in &family.tensors {
                 for template in &entry.hf {
-                    if let Some(layer) = template.matches(stem) {
-                        return self.mapped(name, shape, entry, layer, suffix);
+                    if let Some(numbers) = template.matches(stem) {
+                        if family.extra_layers_dropped && self.is_extra_layer(numbers)? {
+                            return Ok(TensorRule::Dropped { reason: "a layer for predicting more than one token" });
+                        }
+                        let suffix = if suffix.is_empty() { &entry.suffix } else { suffix };
+                        return self.mapped(Found { name, shape, numbers }, entry, suffix).map(TensorRule::Mapped);
                     }
                 }
             }
+        }
+        // Such a layer has tensors that no other has.
+        let mut parts = source.split('.').skip_while(|part| *part != "layers").skip(1);
+        let layer = parts.next().and_then(|part| part.parse().ok());
+        if family.extra_layers_dropped && self.is_extra_layer(Numbers { layer, member: None })? {
+            return Ok(TensorRule::Dropped { reason: "a layer for predicting more than one token" });
         }
         Err(Error::UnknownTensor {
             dir: self.dir().to_owned(),
@@ -172,62 +170,56 @@ impl Model {
         })
     }
 
-    fn mapped(
-        &self,
-        name: &str,
-        shape: &Shape,
-        entry: &TensorEntry,
-        layer: Option<u64>,
-        suffix: &str,
-    ) -> Result<TensorRule, Error> {
+    fn is_extra_layer(&self, numbers: Numbers) -> Result<bool, Error> {
         let layers = self.config().layer_count()?;
-        if let Some(layer) = layer.filter(|layer| *layer >= layers) {
-            return Err(Error::LayerOutOfRange { dir: self.dir().to_owned(), tensor: name.to_owned(), layer, layers });
-        }
-        let gguf_name = match layer {
-            Some(layer) => entry.gguf.replace(LAYER, &layer.to_string()),
-            None => entry.gguf.clone(),
-        } + suffix;
-        let transform = self.transform(name, shape, &entry.transform)?;
-        let force_f32 = shape.rank() <= 1
-            || gguf_name.ends_with("_norm.weight")
-            || !gguf_name.ends_with(".weight")
-            || F32_WEIGHTS.contains(&entry.gguf.as_str());
-        Ok(TensorRule::Mapped { gguf_name, transform, force_f32 })
+        Ok(numbers.layer.is_some_and(|layer| layer >= layers))
     }
 
-    fn transform(&self, name: &str, shape: &Shape, entry: &TransformEntry) -> Result<Transform, Error> {
-        let TransformEntry::RopePermute { heads: fields } = entry else { return Ok(Transform::Copy) };
-        let config = self.config();
-        let given = fields.iter().find_map(|f| Some((f.as_str(), config.field(f).filter(|v| !v.is_null())?)));
-        let Some((field, value)) = given else {
-            return Err(config.missing(&fields.iter().map(String::as_str).collect::<Vec<_>>()));
+    fn head_is_tied(&self) -> bool {
+        self.config().field("tie_word_embeddings").is_some_and(json::is_truthy)
+    }
+
+    fn mapped(&self, found: Found<'_>, entry: &TensorEntry, suffix: &str) -> Result<Vec<TensorPart>, Error> {
+        let layers = self.config().layer_count()?;
+        if let Some(layer) = found.numbers.layer.filter(|layer| *layer >= layers) {
+            let (dir, tensor) = (self.dir().to_owned(), found.name.to_owned());
+            return Err(Error::LayerOutOfRange { dir, tensor, layer, layers });
+        }
+        let stack = self.stack_place(&found, &entry.transform)?;
+        let parts = self.views(&found, &entry.transform)?;
+        debug_assert_eq!(parts.len(), entry.gguf.len(), "checked when the description was read");
+        let part = |((shape, view), name): ((Shape, View), &String)| {
+            let gguf_name = match found.numbers.layer {
+                Some(layer) => name.replace(LAYER, &layer.to_string()),
+                None => name.clone(),
+            } + suffix;
+            let rank = shape.rank() + usize::from(stack.is_some());
+            let force_f32 = rank <= 1
+                || gguf_name.ends_with("_norm.weight")
+                || !gguf_name.ends_with(".weight")
+                || F32_WEIGHTS.contains(&name.as_str());
+            TensorPart { gguf_name, shape, view, values: entry.values, force_f32, stack: stack.clone() }
         };
-        let heads: u64 = config.u32(field, value)?.into();
-        if heads == 0 {
-            return Err(config.wrong(field, "a number above zero", &Value::from(0)));
-        }
-        let rows = shape.dims().first().copied().unwrap_or(1);
-        if !rows.is_multiple_of(heads * 2) {
-            return Err(Error::HeadsDoNotDivide {
-                dir: self.dir().to_owned(),
-                tensor: name.to_owned(),
-                heads,
-                shape: shape.clone(),
-            });
-        }
-        Ok(Transform::RopePermute { heads })
+        Ok(parts.into_iter().zip(&entry.gguf).map(part).collect())
     }
 
     fn nearest_tensors(&self, name: &str) -> Vec<String> {
-        let layer = name.split('.').find_map(|part| part.parse().ok()).unwrap_or(0);
+        let mut numbers = name.split('.').filter_map(|part| part.parse().ok());
+        let (layer, member) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let known: Vec<String> = self
             .family()
             .tensors
             .iter()
             .filter_map(|entry| entry.hf.first())
-            .map(|template: &Template| template.name(layer) + ".weight")
+            .map(|template: &Template| template.name(layer, member) + ".weight")
             .collect();
         nearest(name, known.iter().map(String::as_str), 3).into_iter().map(str::to_owned).collect()
     }
+}
+
+/// A tensor of the checkpoint, with the numbers in its name.
+struct Found<'a> {
+    name: &'a str,
+    shape: &'a Shape,
+    numbers: Numbers,
 }

@@ -173,6 +173,18 @@ pub enum Error {
         /// Its shape.
         shape: Shape,
     },
+    /// Tensors that one tensor is made of are stored in different ways.
+    #[error("cannot convert tensor `{}`\n  expected: {} like `{}`\n  found:    {}", Escaped(tensor), expected.name(), Escaped(like), stored.name())]
+    StackDtype {
+        /// The tensor.
+        tensor: String,
+        /// How it is stored.
+        stored: Stored,
+        /// The first of those that it goes with.
+        like: String,
+        /// How that is stored.
+        expected: Stored,
+    },
     /// A weight is NaN or infinite.
     #[error("cannot use tensor `{}` of `{}`: a value is not finite\n  expected: finite {dtype} values\n  found:    {value:?} at row {row}, column {column}", Escaped(tensor), path.display())]
     NotFinite {
@@ -335,6 +347,7 @@ impl Error {
             | Error::NoAdapter => ErrorKind::Misuse,
             Error::Quant(e) => e.kind(),
             Error::TensorDtype { .. }
+            | Error::StackDtype { .. }
             | Error::Undecodable { .. }
             | Error::RowLength { .. }
             | Error::Requantize { .. }

@@ -3,6 +3,7 @@
 //! Every worker takes the next slab of one list, so the memory in use is at most one slab for each worker, and reads and
 //! writes go through the files from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
+use crate::gather::{MERGED_BYTES, share};
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
@@ -56,6 +57,12 @@ const SLAB_ELEMENTS: u64 = 1 << 17;
 /// bytes, and float32 decoded again.
 const BYTES_PER_ELEMENT: u64 = 8 + 8 + 4 + 4 + 4 + 4 + 4;
 
+/// Bytes that a slab needs for each run of elements that a view keeps together: its place, and its turn.
+const BYTES_PER_PIECE: u64 = 8 + 4;
+
+/// Elements of the largest group of rows that slabs do not divide.
+const GROUP_ELEMENTS: u64 = 8 * SLAB_ELEMENTS;
+
 /// Runs a plan: writes every output into `dir` and gives all of them their final names at the end. `progress` is told the
 /// number of source bytes done, from any thread.
 ///
@@ -108,8 +115,10 @@ fn turns(source: &Source, plan: &Plan) -> Vec<usize> {
     };
     let mut places = Vec::with_capacity(plan.steps.len());
     for (i, step) in plan.steps.iter().enumerate() {
-        if let Input::Tensor(position) = step.input {
-            let tensor = &source.tensors()[position];
+        if let Input::Tensors(gather) = &step.input
+            && let Some(position) = gather.positions.first()
+        {
+            let tensor = &source.tensors()[*position];
             places.push(((tensor.file, tensor.range.start), i));
         }
     }
@@ -132,15 +141,19 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
     let mut largest = 0;
     for i in turns(source, plan) {
         let step = &plan.steps[i];
-        let group = step.transform.row_group(step.rows).max(1);
-        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT);
+        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT) + pieces_of_row(step) * BYTES_PER_PIECE;
         let fixed = delta_byte_len(source, step);
+        let mut group = row_group(step);
+        if fixed.saturating_add(per_row.saturating_mul(group)) > memory {
+            // A group is together only to be read once.
+            group = 1;
+        }
         let needed = fixed.saturating_add(per_row.saturating_mul(group));
         if needed > memory {
             return Err(Error::Budget { tensor: name(source, step), needed, budget: memory });
         }
-        let share = memory / threads.max(1) as u64;
-        let by_budget = share.saturating_sub(fixed) / per_row.max(1);
+        let budget = memory / threads.max(1) as u64;
+        let by_budget = budget.saturating_sub(fixed) / per_row.max(1);
         let by_size = SLAB_ELEMENTS / step.row_len.max(1);
         let rows = (by_budget.min(by_size) / group * group).max(group);
         largest = largest.max(fixed + rows * per_row);
@@ -155,16 +168,37 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
     Ok((slabs, workers))
 }
 
-/// Bytes that a slab needs for the factors of its deltas, whatever its rows: A in float64.
-fn delta_byte_len(source: &Source, step: &Step) -> u64 {
-    let Input::Tensor(position) = step.input else { return 0 };
-    let ranks = source.changes(position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
-    ranks.max().unwrap_or(0).saturating_mul(step.row_len).saturating_mul(8)
+/// Rows that a slab should not divide, because they are made of the same part of the source; 1 when they are too many.
+fn row_group(step: &Step) -> u64 {
+    let Input::Tensors(gather) = &step.input else { return 1 };
+    let rows = gather.view.group().div_ceil(pieces_of_row(step).max(1)).max(1);
+    if rows.saturating_mul(step.row_len) <= GROUP_ELEMENTS { rows } else { 1 }
+}
+
+fn pieces_of_row(step: &Step) -> u64 {
+    match &step.input {
+        Input::Tensors(gather) => step.row_len.checked_div(gather.view.piece_len()).unwrap_or(0),
+        Input::Computed(_) => 0,
+    }
+}
+
+/// Bytes that a slab needs for the factors of its deltas, whatever its rows: A in float64. Where it uses parts of rows,
+/// it also merges some rows whole.
+pub(crate) fn delta_byte_len(source: &Source, step: &Step) -> u64 {
+    let Input::Tensors(gather) = &step.input else { return 0 };
+    let changed = gather.positions.iter().filter(|position| !source.changes(**position).is_empty());
+    let factors = changed.map(|position| {
+        let row_len = source.tensors()[*position].shape.row_len();
+        let ranks = source.changes(*position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
+        let parts = if gather.view.piece_len() < row_len { MERGED_BYTES.max(row_len.saturating_mul(24)) } else { 0 };
+        ranks.max().unwrap_or(0).saturating_mul(row_len).saturating_mul(8).saturating_add(parts)
+    });
+    factors.max().unwrap_or(0)
 }
 
 fn name(source: &Source, step: &Step) -> String {
-    match step.input {
-        Input::Tensor(position) => source.tensors()[position].name.clone(),
+    match &step.input {
+        Input::Tensors(gather) => source.tensors()[gather.positions[0]].name.clone(),
         Input::Computed(_) => String::new(),
     }
 }
@@ -189,9 +223,10 @@ fn hashers<'a>(source: &'a Source, plan: &Plan) -> Vec<InputHasher<'a>> {
     let files = source.files();
     let mut read: Vec<Vec<Range<u64>>> = vec![Vec::new(); files.len()];
     for step in &plan.steps {
-        if let Input::Tensor(position) = step.input {
-            let tensor = &source.tensors()[position];
-            read[tensor.file].push(tensor.range.clone());
+        if let Input::Tensors(gather) = &step.input {
+            for (file, range) in share(source, gather, 0..step.rows * step.row_len) {
+                read[file].push(range);
+            }
         }
     }
     let mut hashers = Vec::with_capacity(files.len());
@@ -253,13 +288,12 @@ fn run(
 /// Hands the source bytes of a finished slab to the hash of their file; returns their number.
 fn used(work: &Work<'_>, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
     let step = &work.plan.steps[slab.step];
-    let Input::Tensor(position) = step.input else { return 0 };
-    let tensor = &work.source.tensors()[position];
-    let row_byte_len = tensor.stored.row_byte_len(step.row_len);
-    let start = tensor.range.start;
-    let range = start + slab.rows.start * row_byte_len..start + slab.rows.end * row_byte_len;
-    let byte_len = range.end - range.start;
-    hashers[tensor.file].used(range);
+    let Input::Tensors(gather) = &step.input else { return 0 };
+    let mut byte_len = 0;
+    for (file, range) in share(work.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len) {
+        byte_len += range.end - range.start;
+        hashers[file].used(range);
+    }
     byte_len
 }
 

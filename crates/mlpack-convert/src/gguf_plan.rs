@@ -2,8 +2,8 @@
 
 use crate::mixture::fit;
 use crate::quantize_plan::{Given, Typed, add_output, add_variant, drop_unused};
-use crate::{Error, FileType, Input, Origin, Plan, QuantizeOptions, Source, Step};
-use mlpack_arch::{MetadataRequest, Model, TensorRule, Transform, parameter_count};
+use crate::{Error, FileType, Origin, Plan, QuantizeOptions, Source, SourceTensor, Step};
+use mlpack_arch::{MappedTensor, MetadataRequest, Model, parameter_count};
 use mlpack_tensor::{Dtype, GgmlType, MetaValue, Shape};
 
 /// What is asked for.
@@ -59,7 +59,9 @@ pub fn plan_gguf(source: &Source, model: &Model, request: &GgufRequest<'_>) -> R
         match request.origin(variant) {
             Origin::Converter => {
                 let mut metadata = described.entries.clone();
-                metadata.set("general.file_type", MetaValue::U32(variant.id));
+                if metadata.find("general.file_type").is_some() {
+                    metadata.set("general.file_type", MetaValue::U32(variant.id));
+                }
                 let tensors = converter_tensors(&converted, variant);
                 add_output(&mut plan, format!("{stem}.gguf"), variant, &metadata, tensors)?;
             }
@@ -88,46 +90,47 @@ fn check_request(request: &GgufRequest<'_>) -> Result<(), Error> {
 /// Maps every tensor of the source, and makes the steps that read them.
 fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Converted>, Error> {
     let mut converted = Vec::new();
-    let mut problems = Vec::new();
     for extra in model.extra_tensors()? {
-        let (rows, row_len) = (extra.shape.row_count().unwrap_or(0), extra.shape.row_len());
-        let input = Input::Computed(extra.data);
-        plan.steps.push(Step { input, rows, row_len, transform: Transform::Copy, targets: Vec::new() });
+        plan.steps.push(Step::computed(extra.data, &extra.shape));
         converted.push(Converted { name: extra.name, shape: extra.shape, always_f32: true, source: None });
     }
-    for (position, tensor) in source.tensors().iter().enumerate() {
-        let (name, transform, always_f32) = match model.map_tensor(&tensor.name, &tensor.shape) {
-            Ok(TensorRule::Mapped { gguf_name, transform, force_f32 }) => (gguf_name, transform, force_f32),
-            Ok(TensorRule::Dropped { reason }) => {
-                plan.dropped.push((tensor.name.clone(), reason));
-                continue;
+    let tensors: Vec<(&str, &Shape)> = source.tensors().iter().map(|t| (t.name.as_str(), &t.shape)).collect();
+    let mapping = model.map_tensors(&tensors);
+    let mut problems: Vec<Error> = mapping.problems.into_iter().map(Error::from).collect();
+    plan.dropped.extend(mapping.dropped.iter().map(|(position, reason)| (tensors[*position].0.to_owned(), *reason)));
+    for tensor in mapping.tensors {
+        match source_of(source, &tensor) {
+            Ok(from) => {
+                plan.steps.push(Step::mapped(&tensor));
+                let MappedTensor { gguf_name: name, shape, force_f32: always_f32, .. } = tensor;
+                converted.push(Converted { name, shape, always_f32, source: Some(from) });
             }
-            Err(e) => {
-                problems.push(e.into());
-                continue;
-            }
-        };
-        let Some(dtype) = tensor.stored.dtype().filter(|dtype| dtype.is_float()) else {
-            let (tensor, stored, shape) = (tensor.name.clone(), tensor.stored, tensor.shape.clone());
-            problems.push(Error::TensorDtype { tensor, stored, shape });
-            continue;
-        };
-        let (rows, row_len) = rows_of(&tensor.shape, transform);
-        plan.steps.push(Step { input: Input::Tensor(position), rows, row_len, transform, targets: Vec::new() });
-        let source = Some((tensor.name.clone(), dtype));
-        converted.push(Converted { name, shape: tensor.shape.clone(), always_f32, source });
+            Err(e) => problems.push(e),
+        }
     }
     Error::from_list(problems)?;
     Ok(converted)
 }
 
-/// Rows and row length of a tensor for the executor. The elements of a vector whose order changes are rows of one.
-fn rows_of(shape: &Shape, transform: Transform) -> (u64, u64) {
-    let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
-    match transform {
-        Transform::RopePermute { .. } if shape.rank() == 1 => (row_len, 1),
-        _ => (rows, row_len),
+/// The name and dtype of what a tensor is made of: floats, and of a stack all the same.
+pub(crate) fn source_of(source: &Source, tensor: &MappedTensor) -> Result<(String, Dtype), Error> {
+    let all = source.tensors();
+    let first = &all[tensor.sources[0]];
+    for &position in &tensor.sources {
+        let SourceTensor { name, stored, shape, .. } = &all[position];
+        if !stored.dtype().is_some_and(Dtype::is_float) {
+            return Err(Error::TensorDtype { tensor: name.clone(), stored: *stored, shape: shape.clone() });
+        }
+        if *stored != first.stored {
+            let (tensor, like) = (name.clone(), first.name.clone());
+            return Err(Error::StackDtype { tensor, stored: *stored, like, expected: first.stored });
+        }
     }
+    let dtype = first.stored.dtype().expect("it was just checked");
+    // A stack is known by its first member and how many there are.
+    let more = tensor.sources.len() - 1;
+    let name = if more == 0 { first.name.clone() } else { format!("{} and {more} more", first.name) };
+    Ok((name, dtype))
 }
 
 /// The converter's type that holds the source's values exactly: what llama-quantize would have been given.
@@ -170,3 +173,6 @@ fn converter_tensors(converted: &[Converted], variant: FileType) -> Vec<Typed> {
     };
     converted.iter().enumerate().map(typed).collect()
 }
+
+#[cfg(test)]
+mod tests;

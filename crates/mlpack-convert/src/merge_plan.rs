@@ -1,10 +1,7 @@
 //! Planning a merged checkpoint: the base's shards with the base's headers, and the merged values in them.
 
 use crate::carry::carry;
-use crate::{
-    Done, Error, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute,
-};
-use mlpack_arch::Transform;
+use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute};
 use mlpack_fs::AtomicDir;
 
 /// Plans the shards of the merged checkpoint. A LoRA delta keeps dtype and shape, so every shard keeps its header and
@@ -38,13 +35,7 @@ pub fn plan_merge(source: &Source) -> Result<Plan, Error> {
             padded_end: range.end,
             range,
         });
-        plan.steps.push(Step {
-            input: Input::Tensor(position),
-            rows: tensor.shape.row_count().unwrap_or(0),
-            row_len: tensor.shape.row_len(),
-            transform: Transform::Copy,
-            targets: vec![target],
-        });
+        plan.steps.push(Step { targets: vec![target], ..Step::copy(position, &tensor.shape) });
     }
     Ok(plan)
 }

@@ -9,7 +9,7 @@
 //! ```
 
 use crate::{Importance, Limits};
-use mlpack_arch::Transform;
+use mlpack_arch::{MappedTensor, ValueChange, View};
 use mlpack_fs::Sha256;
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::ops::Range;
@@ -130,8 +130,6 @@ pub struct Step {
     pub rows: u64,
     /// Elements of a row.
     pub row_len: u64,
-    /// The order in which source rows appear in the output.
-    pub transform: Transform,
     /// Where the values go.
     pub targets: Vec<Target>,
 }
@@ -139,10 +137,47 @@ pub struct Step {
 /// Where the values of a step come from.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A tensor of the source, by position, with its adapters' deltas.
-    Tensor(usize),
+    /// Tensors of the source, with its adapters' deltas.
+    Tensors(Gather),
     /// Values computed from the config.
     Computed(Vec<f32>),
+}
+
+/// Values of source tensors that have the same shape and type, in an order of its own.
+#[derive(Clone, Debug)]
+pub struct Gather {
+    /// The tensors, by position, one after another: more than one for a stack.
+    pub positions: Vec<usize>,
+    /// Where the values are in them.
+    pub view: View,
+    /// What is done to each value.
+    pub values: ValueChange,
+    /// Elements of the tensors that other steps account for: where the share of this one starts.
+    pub offset: u64,
+}
+
+impl Step {
+    /// A tensor of the source as it is.
+    pub fn copy(position: usize, shape: &Shape) -> Step {
+        let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
+        let view = View::copy(rows, row_len);
+        let gather = Gather { positions: vec![position], view, values: ValueChange::None, offset: 0 };
+        Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
+    }
+
+    /// A tensor of the GGUF file that a checkpoint becomes.
+    pub fn mapped(tensor: &MappedTensor) -> Step {
+        let MappedTensor { sources, view, values, offset, .. } = tensor;
+        let gather = Gather { positions: sources.clone(), view: view.clone(), values: *values, offset: *offset };
+        let (rows, row_len) = (tensor.shape.row_count().unwrap_or(0), tensor.shape.row_len());
+        Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
+    }
+
+    /// Values computed from the config.
+    pub fn computed(values: Vec<f32>, shape: &Shape) -> Step {
+        let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
+        Step { input: Input::Computed(values), rows, row_len, targets: Vec::new() }
+    }
 }
 
 /// One place that a step writes to.

@@ -3,8 +3,7 @@
 
 use crate::mixture::{Mixture, ModelFacts, quantized_order};
 use crate::options::Imatrix;
-use crate::{Error, FileType, Input, Output, OutputTensor, Plan, QuantizeOptions, Source, Step, Stored, Target};
-use mlpack_arch::Transform;
+use crate::{Error, FileType, Output, OutputTensor, Plan, QuantizeOptions, Source, Step, Stored, Target};
 use mlpack_gguf::{Layout, TensorSpec, part_name};
 use mlpack_tensor::{GgmlType, MetaValue, Metadata, Shape};
 use std::collections::BTreeMap;
@@ -44,9 +43,7 @@ pub fn plan_quantize(source: &Source, request: &QuantizeRequest<'_>) -> Result<P
     let mut given = Vec::with_capacity(source.tensors().len());
     for (position, tensor) in source.tensors().iter().enumerate() {
         let Stored::Ggml(ty) = tensor.stored else { unreachable!("a GGUF source holds ggml types") };
-        let (rows, row_len) = (tensor.shape.row_count().unwrap_or(0), tensor.shape.row_len());
-        let input = Input::Tensor(position);
-        plan.steps.push(Step { input, rows, row_len, transform: Transform::Copy, targets: Vec::new() });
+        plan.steps.push(Step::copy(position, &tensor.shape));
         given.push(Given {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),

@@ -1,6 +1,8 @@
 //! One slab of one step: read, add the deltas, round, encode for every target.
 
-use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, SourceTensor, Step, Stored};
+use crate::gather::{Reader, Room};
+use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
+use mlpack_arch::ValueChange;
 use mlpack_fs::AtomicFile;
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
@@ -14,16 +16,14 @@ const F16_OVERFLOW: f32 = 65520.0;
 pub(crate) struct Slab {
     /// The step, as an index into the plan's.
     pub step: usize,
-    /// Rows of the output; the same rows of the source in another order, since slabs end where groups of rows end.
+    /// Rows of the output.
     pub rows: Range<u64>,
 }
 
 /// Room that a worker keeps from slab to slab.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    gathered: Vec<u8>,
-    sums: Vec<f64>,
-    merged: Vec<u8>,
+    room: Room,
     floats: Vec<f32>,
     encoding: Encoding,
 }
@@ -51,8 +51,8 @@ pub(crate) struct Work<'a> {
 struct Values<'a> {
     step: &'a Step,
     slab: &'a Slab,
-    /// The source tensor's name; empty where the values are computed.
-    name: &'a str,
+    /// Where they come from; `None` where they are computed.
+    reader: Option<&'a Reader<'a>>,
     floats: &'a [f32],
 }
 
@@ -63,82 +63,33 @@ impl Work<'_> {
         match &step.input {
             Input::Computed(values) => {
                 let range = (slab.rows.start * step.row_len) as usize..(slab.rows.end * step.row_len) as usize;
-                let values = Values { step, slab, name: "", floats: &values[range] };
+                let values = Values { step, slab, reader: None, floats: &values[range] };
                 (0..step.targets.len()).try_for_each(|i| self.encode(&values, i, &mut scratch.encoding))
             }
-            Input::Tensor(position) => {
-                let Scratch { gathered, sums, merged, floats, encoding } = scratch;
-                let bytes = self.merged(*position, step, slab, gathered, sums, merged)?;
-                self.write_tensor(step, slab, &self.source.tensors()[*position], bytes, floats, encoding)
+            Input::Tensors(gather) => {
+                let Scratch { room, floats, encoding } = scratch;
+                let reader = Reader::new(self.source, gather, step.row_len, true);
+                let bytes = reader.read(&slab.rows, room)?;
+                self.write_tensor(slab, &reader, bytes, floats, encoding)
             }
         }
-    }
-
-    /// The rows of the slab in output order, as the source stores them, with the deltas added: in the map where they are
-    /// used as they are, else in the scratch room.
-    fn merged<'s>(
-        &'s self,
-        position: usize,
-        step: &Step,
-        slab: &Slab,
-        gathered: &'s mut Vec<u8>,
-        sums: &mut Vec<f64>,
-        merged: &'s mut Vec<u8>,
-    ) -> Result<&'s [u8], Error> {
-        let tensor = &self.source.tensors()[position];
-        let all = self.source.bytes(tensor);
-        let row_byte_len = tensor.stored.row_byte_len(step.row_len) as usize;
-        let source_rows: Vec<u64> = slab.rows.clone().map(|row| step.transform.source_row(row, step.rows)).collect();
-        let contiguous = source_rows.iter().copied().eq(slab.rows.clone());
-        let base = if contiguous {
-            &all[slab.rows.start as usize * row_byte_len..slab.rows.end as usize * row_byte_len]
-        } else {
-            gathered.clear();
-            for row in &source_rows {
-                gathered.extend_from_slice(&all[*row as usize * row_byte_len..][..row_byte_len]);
-            }
-            gathered
-        };
-        if self.source.changes(position).is_empty() {
-            self.check_finite(tensor, &source_rows, step.row_len, base)?;
-            return Ok(base);
-        }
-        merged.resize(base.len(), 0);
-        self.source.merge_rows(position, &source_rows, base, sums, merged)?;
-        Ok(merged)
-    }
-
-    /// Refuses NaN and infinity, with the place of the first.
-    fn check_finite(&self, tensor: &SourceTensor, rows: &[u64], row_len: u64, bytes: &[u8]) -> Result<(), Error> {
-        let path = || self.source.file(tensor).path().to_owned();
-        if let Some(dtype) = tensor.stored.dtype() {
-            let Some((index, value)) = first_not_finite(dtype, bytes) else { return Ok(()) };
-            let (row, column) = (rows[index / row_len as usize], index as u64 % row_len);
-            return Err(Error::NotFinite { path: path(), tensor: tensor.name.clone(), dtype, row, column, value });
-        }
-        if let Stored::Ggml(ty) = tensor.stored
-            && let Some(block) = mlpack_quant::first_invalid_block(ty, bytes)
-        {
-            let index = block as u64 * ty.block_len();
-            let (row, column) = (rows[(index / row_len) as usize], index % row_len);
-            return Err(Error::InvalidBlock { path: path(), tensor: tensor.name.clone(), ty, row, column });
-        }
-        Ok(())
     }
 
     /// Writes merged rows to every target: as they are where the target stores the source's own type, else encoded.
     fn write_tensor(
         &self,
-        step: &Step,
         slab: &Slab,
-        tensor: &SourceTensor,
+        reader: &Reader<'_>,
         bytes: &[u8],
         floats: &mut Vec<f32>,
         encoding: &mut Encoding,
     ) -> Result<(), Error> {
+        let step = &self.plan.steps[slab.step];
+        let (stored, change) = (reader.stored(), reader.change());
         let as_is = |i: &usize| {
             let target = step.targets[*i];
-            self.plan.outputs[target.output].tensors[target.tensor].stored.same_bytes(tensor.stored)
+            change == ValueChange::None
+                && self.plan.outputs[target.output].tensors[target.tensor].stored.same_bytes(stored)
         };
         for i in (0..step.targets.len()).filter(as_is) {
             self.write(step, i, slab, bytes)?;
@@ -147,13 +98,14 @@ impl Work<'_> {
             return Ok(());
         }
         floats.resize(((slab.rows.end - slab.rows.start) * step.row_len) as usize, 0.0);
-        match tensor.stored {
+        match stored {
             Stored::Safetensors(dtype) if dtype.is_float() => mlpack_quant::widen(dtype, bytes, floats)?,
             Stored::Ggml(ty) if mlpack_quant::can_decode(ty) => mlpack_quant::decode(ty, bytes, floats)?,
             // Integers are only ever copied, and have no error to measure.
             _ => return Ok(()),
         }
-        let values = Values { step, slab, name: &tensor.name, floats };
+        apply(change, stored.dtype(), floats);
+        let values = Values { step, slab, reader: Some(reader), floats };
         for i in 0..step.targets.len() {
             if as_is(&i) {
                 self.measure(&values, i, floats);
@@ -166,7 +118,7 @@ impl Work<'_> {
 
     /// Encodes values for one target and writes them.
     fn encode(&self, values: &Values<'_>, target: usize, encoding: &mut Encoding) -> Result<(), Error> {
-        let Values { step, slab, name, floats } = *values;
+        let Values { step, slab, reader, floats } = *values;
         let place = step.targets[target];
         let output = &self.plan.outputs[place.output];
         let stored = &output.tensors[place.tensor];
@@ -175,13 +127,14 @@ impl Work<'_> {
         };
         let at = |index: usize| {
             let index = index as u64;
-            let row = step.transform.source_row(slab.rows.start + index / step.row_len, step.rows);
-            (row, index % step.row_len)
+            let computed = ("", slab.rows.start + index / step.row_len, index % step.row_len);
+            let (name, row, column) = reader.map_or(computed, |reader| reader.place(slab.rows.start, index));
+            (name.to_owned(), row, column)
         };
         if ty == GgmlType::F16
             && let Some(index) = first_f16_overflow(floats)
         {
-            let (tensor, output, (row, column)) = (name.to_owned(), output.file_name.clone(), at(index));
+            let (output, (tensor, row, column)) = (output.file_name.clone(), at(index));
             return Err(Error::F16Overflow { tensor, output, row, column, value: floats[index] });
         }
         encoding.bytes.resize(self.byte_len(step, target, slab.rows.end - slab.rows.start) as usize, 0);
@@ -210,7 +163,7 @@ impl Work<'_> {
             && let Some(block) = mlpack_quant::first_invalid_block(ty, &encoding.bytes)
         {
             let block_len = ty.block_len() as usize;
-            let (tensor, output, (row, column)) = (name.to_owned(), output.file_name.clone(), at(block * block_len));
+            let (output, (tensor, row, column)) = (output.file_name.clone(), at(block * block_len));
             let value = floats[block * block_len..][..block_len]
                 .iter()
                 .copied()
@@ -250,34 +203,14 @@ impl Work<'_> {
     }
 }
 
-/// The first NaN or infinity; dtypes that have none pass.
-fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
-    fn find<const N: usize>(
-        bytes: &[u8],
-        bad: impl Fn([u8; N]) -> bool,
-        value: impl Fn([u8; N]) -> f32,
-    ) -> Option<(usize, f32)> {
-        let (chunks, _) = bytes.as_chunks::<N>();
-        // The common case is one branch-free pass.
-        if !chunks.iter().fold(false, |any, c| any | bad(*c)) {
-            return None;
-        }
-        let index = chunks.iter().position(|c| bad(*c)).expect("the pass above saw one");
-        Some((index, value(chunks[index])))
-    }
-    match dtype {
-        Dtype::BF16 => find(
-            bytes,
-            |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80,
-            |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
-        ),
-        Dtype::F16 => {
-            find(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00, |b| half::f16::from_le_bytes(b).to_f32())
-        }
-        Dtype::F32 => find(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000, f32::from_le_bytes),
-        Dtype::F64 => find(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite(), |b| f64::from_le_bytes(b) as f32),
-        _ => None,
-    }
+/// Changes values as the converter does: in float16 where the tensor is stored so, else in float32.
+pub(crate) fn apply(change: ValueChange, dtype: Option<Dtype>, floats: &mut [f32]) {
+    let change: fn(f32) -> f32 = match (change, dtype) {
+        (ValueChange::None, _) => return,
+        (ValueChange::AddOne, Some(Dtype::F16)) => |v| half::f16::from_f32(v + 1.0).to_f32(),
+        (ValueChange::AddOne, _) => |v| v + 1.0,
+    };
+    floats.iter_mut().for_each(|v| *v = change(*v));
 }
 
 fn first_f16_overflow(floats: &[f32]) -> Option<usize> {
@@ -290,17 +223,6 @@ fn first_f16_overflow(floats: &[f32]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_the_first_value_that_is_not_finite() {
-        let bf16: Vec<u8> = [0x3f80u16, 0x7f7f, 0xff80, 0x7fc0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(first_not_finite(Dtype::BF16, &bf16), Some((2, f32::NEG_INFINITY)));
-        assert_eq!(first_not_finite(Dtype::BF16, &bf16[..4]), None);
-        let f16: Vec<u8> = [0x7bffu16, 0x7c00].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(first_not_finite(Dtype::F16, &f16), Some((1, f32::INFINITY)));
-        assert_eq!(first_not_finite(Dtype::F64, &1e300f64.to_le_bytes()), Some((0, f32::INFINITY)));
-        assert_eq!(first_not_finite(Dtype::I32, &u32::MAX.to_le_bytes()), None);
-    }
 
     #[test]
     fn f16_overflows_where_rounding_gives_infinity() {

@@ -2,7 +2,7 @@
 //! (transformers 5.23.0, `configuration_utils.py`).
 
 use super::rope;
-use crate::family::{ConfigCheck, ConfigTable, Derived, Field, FieldType};
+use crate::family::{ConfigCheck, ConfigTable, Derived, Expression, Field, FieldType, NoValue, Number};
 use crate::json;
 use serde_json::{Map, Value};
 use std::fmt;
@@ -126,6 +126,13 @@ impl fmt::Display for Refusal {
 
 /// The completed config, or why transformers would not make one.
 pub(super) fn complete(raw: &Map<String, Value>, table: &ConfigTable) -> Result<Map<String, Value>, Refusal> {
+    let mut named = raw.clone();
+    for (alias, name) in &table.aliases {
+        if let Some(value) = named.remove(alias) {
+            named.insert(name.clone(), value);
+        }
+    }
+    let raw = &named;
     let mut config = Map::new();
     let classes = raw.get("architectures").unwrap_or(&Value::Null);
     check_type("architectures", classes, &[FieldType::StrList, FieldType::Null])?;
@@ -145,28 +152,45 @@ pub(super) fn complete(raw: &Map<String, Value>, table: &ConfigTable) -> Result<
             config.insert(name.clone(), value);
         }
     }
+    for (name, field) in &table.fields {
+        if let Some(always) = &field.always {
+            let value = match always.as_field() {
+                Some(other) => config.get(other).cloned().unwrap_or(Value::Null),
+                None => computed(&config, always)?,
+            };
+            config.insert(name.clone(), value);
+        }
+    }
     check_dtype(raw)?;
     let has_rope = table.fields.contains_key("rope_parameters");
     if has_rope {
-        if let Some(scaling) = raw.get("rope_scaling").filter(|v| json::is_truthy(v)) {
+        if let Some(local) = table.sliding_rope_theta {
+            rope::per_layer_type(&mut config, raw, table.rope_theta, local)?;
+        } else if let Some(scaling) = raw.get("rope_scaling").filter(|v| json::is_truthy(v)) {
             check_type("rope_scaling", scaling, &[FieldType::Dict])?;
             config.insert("rope_parameters".to_owned(), scaling.clone());
         }
-        rope::standardize(&mut config, raw, table.rope_theta)?;
+        rope::standardize(&mut config, raw, table)?;
     }
     for (name, value) in raw {
         let name = name.as_str();
-        let moved = MOVED_FIELDS.contains(&name) || has_rope && MOVED_ROPE_FIELDS.contains(&name);
+        let moved = table.sliding_rope_theta.is_some() && name == "rope_local_base_freq";
+        let moved = moved || MOVED_FIELDS.contains(&name) || has_rope && MOVED_ROPE_FIELDS.contains(&name);
         if !moved && !GENERATION_FIELDS.contains(&name) && !table.fields.contains_key(name) {
             config.insert(name.to_owned(), value.clone());
         }
     }
     check_layer_types(&mut config)?;
+    if table.checks.contains(&ConfigCheck::Phi3Rope) {
+        rope::check_phi3(&mut config)?;
+    }
     if has_rope {
         rope::validate(&mut config)?;
     }
     for check in &table.checks {
         match check {
+            // It changes what the rope rules see, so it came before them.
+            ConfigCheck::Phi3Rope => {}
             ConfigCheck::HeadsDivideHiddenSize => {
                 let size = integer(&config, "hidden_size")?;
                 if size.checked_rem(integer(&config, "num_attention_heads")?) != Some(0) {
@@ -198,19 +222,45 @@ fn check_type(name: &str, value: &Value, types: &[FieldType]) -> Result<(), Refu
 fn derive(config: &Map<String, Value>, name: &str, field: &Field) -> Result<Option<Value>, Refusal> {
     let (Some(Value::Null), Some(derived)) = (config.get(name), &field.or) else { return Ok(None) };
     Ok(Some(match derived {
-        Derived::Field(other) => config.get(other).cloned().unwrap_or(Value::Null),
-        Derived::Quotient(dividend, divisor) => {
-            let quotient = integer(config, dividend)?.checked_div_euclid(integer(config, divisor)?);
-            quotient.ok_or(Refusal::Rule("a size is divided by zero"))?.into()
-        }
+        Derived::Expression(expression) => match expression.as_field() {
+            Some(other) => config.get(other).cloned().unwrap_or(Value::Null),
+            None => computed(config, expression)?,
+        },
         Derived::SlidingAfter(first) => {
             let sliding = config.get("sliding_window").is_some_and(|w| !w.is_null());
-            let (first, layers) = (integer(config, first)?, integer(config, "num_hidden_layers")?);
-            let layer = |i| if sliding && i >= first { "sliding_attention" } else { "full_attention" };
-            // No list of untrusted length is made: a model with more layers is refused by its tensors.
-            (0..layers.min(1 << 16)).map(layer).collect::<Vec<_>>().into()
+            let first = integer(config, first)?;
+            layer_types(config, |i| sliding && i >= first)?
+        }
+        Derived::AttentionIn(field) => {
+            let layers = integer(config, "num_hidden_layers")?.min(1 << 16);
+            let listed = config.get(field).and_then(Value::as_array);
+            let attention = |i: i64| listed.is_none_or(|list| list.iter().any(|l| l.as_i64() == Some(i)));
+            let layer = |i| if attention(i) { "full_attention" } else { "conv" };
+            (0..layers).map(layer).collect::<Vec<_>>().into()
+        }
+        Derived::SlidingUnlessEvery(every) => {
+            let every = computed(config, every)?.as_i64().filter(|n| *n != 0);
+            let every = every.ok_or(Refusal::Rule("a size is divided by zero"))?;
+            layer_types(config, |i| (i + 1) % every != 0)?
         }
     }))
+}
+
+fn computed(config: &Map<String, Value>, expression: &Expression) -> Result<Value, Refusal> {
+    let field = |name: &str| json::number(config.get(name)?);
+    match expression.value(&field) {
+        Ok(Number::Integer(n)) => Ok(n.into()),
+        Ok(Number::Float(n)) => Ok(n.into()),
+        Err(NoValue::Field(_)) => Err(Refusal::Rule("a size is not a 64-bit integer")),
+        Err(NoValue::Arithmetic) => Err(Refusal::Rule("a size is divided by zero")),
+    }
+}
+
+fn layer_types(config: &Map<String, Value>, sliding: impl Fn(i64) -> bool) -> Result<Value, Refusal> {
+    // No list of untrusted length is made: a model with more layers is refused by its tensors.
+    let layers = integer(config, "num_hidden_layers")?.min(1 << 16);
+    let layer = |i| if sliding(i) { "sliding_attention" } else { "full_attention" };
+    Ok((0..layers).map(layer).collect::<Vec<_>>().into())
 }
 
 fn integer(config: &Map<String, Value>, name: &str) -> Result<i64, Refusal> {

@@ -2,6 +2,7 @@
 //! (transformers 5.23.0, `modeling_rope_utils.py`, `RotaryEmbeddingConfigMixin`).
 
 use super::complete::Refusal;
+use crate::family::ConfigTable;
 use crate::json;
 use serde_json::{Map, Value};
 
@@ -11,10 +12,11 @@ use serde_json::{Map, Value};
 pub(super) fn standardize(
     config: &mut Map<String, Value>,
     raw: &Map<String, Value>,
-    default_theta: f64,
+    table: &ConfigTable,
 ) -> Result<(), Refusal> {
-    let theta = raw.get("rope_theta").cloned().unwrap_or_else(|| default_theta.into());
+    let theta = raw.get("rope_theta").cloned().unwrap_or_else(|| table.rope_theta.into());
     let partial = raw.get("partial_rotary_factor").filter(|v| !v.is_null()).cloned();
+    let partial = partial.or(table.partial_rotary_factor.map(Value::from));
     let max_positions = config.get("max_position_embeddings").cloned().unwrap_or(Value::Null);
     let mut parameters = match config.get("rope_parameters") {
         Some(Value::Object(parameters)) => parameters.clone(),
@@ -23,6 +25,12 @@ pub(super) fn standardize(
     let nested = nested_keys(config, &parameters);
     if nested.is_empty() {
         fill(&mut parameters, theta, partial, max_positions);
+        // A class that declares the field has it whatever the parameters say.
+        if let Some(original) = config.get("original_max_position_embeddings")
+            && matches!(parameters.get("rope_type").and_then(Value::as_str), Some("llama3" | "yarn" | "longrope"))
+        {
+            parameters.insert("original_max_position_embeddings".to_owned(), original.clone());
+        }
     } else {
         for key in nested {
             match parameters.get_mut(&key) {
@@ -33,6 +41,73 @@ pub(super) fn standardize(
         }
     }
     config.insert("rope_parameters".to_owned(), Value::Object(parameters));
+    Ok(())
+}
+
+/// Rope parameters of a class that has them per layer type, with other defaults for sliding attention.
+pub(super) fn per_layer_type(
+    config: &mut Map<String, Value>,
+    raw: &Map<String, Value>,
+    global: f64,
+    local: f64,
+) -> Result<(), Refusal> {
+    const OBJECT: Refusal = Refusal::Rule("`rope_parameters` of a layer type is not an object");
+    let given = match config.get("rope_parameters") {
+        Some(Value::Object(parameters)) => Some(parameters.clone()),
+        _ => None,
+    };
+    let is_new = given.is_none();
+    let mut parameters = given.unwrap_or_default();
+    let default = || Map::from_iter([("rope_type".to_owned(), Value::from("default"))]);
+    if let Some(scaling) = raw.get("rope_scaling").filter(|v| !v.is_null()) {
+        let Value::Object(scaling) = scaling else { return Err(OBJECT) };
+        if is_new {
+            parameters.insert("full_attention".to_owned(), default().into());
+        }
+        let Some(Value::Object(full)) = parameters.get_mut("full_attention") else { return Err(OBJECT) };
+        full.extend(scaling.clone());
+    }
+    let theta = |name: &str, default: f64| raw.get(name).cloned().unwrap_or_else(|| default.into());
+    let thetas =
+        [("full_attention", theta("rope_theta", global)), ("sliding_attention", theta("rope_local_base_freq", local))];
+    for (key, theta) in thetas {
+        let inner = parameters.entry(key).or_insert(Value::Null);
+        if inner.is_null() {
+            *inner = default().into();
+        }
+        let Value::Object(inner) = inner else { return Err(OBJECT) };
+        inner.entry("rope_theta").or_insert(theta);
+    }
+    config.insert("rope_parameters".to_owned(), parameters.into());
+    Ok(())
+}
+
+/// Phi-3's own rules: old names of `longrope`, and the lengths of its factors.
+pub(super) fn check_phi3(config: &mut Map<String, Value>) -> Result<(), Refusal> {
+    let size = |name: &str| config.get(name).and_then(Value::as_i64);
+    let head = size("hidden_size").zip(size("num_attention_heads")).and_then(|(a, b)| a.checked_div_euclid(b));
+    let Some(Value::Object(parameters)) = config.get_mut("rope_parameters") else { return Ok(()) };
+    if matches!(parameters.get("rope_type").and_then(Value::as_str), Some("su" | "yarn")) {
+        parameters.insert("rope_type".to_owned(), "longrope".into());
+    }
+    if !matches!(parameters.get("rope_type").and_then(Value::as_str), Some("default" | "longrope")) {
+        return Err(Refusal::Rule("its rope type is not `default` or `longrope`"));
+    }
+    let partial = parameters.get("partial_rotary_factor").and_then(json::finite);
+    let (Some(head), Some(partial)) = (head, partial) else {
+        return Err(Refusal::Rule("a size is not a 64-bit integer"));
+    };
+    let half = (head as f64 * partial).trunc() as i64 / 2;
+    for name in ["short_factor", "long_factor"] {
+        let fits = match parameters.get(name) {
+            None | Some(Value::Null) => true,
+            Some(Value::Array(list)) => list.len() as i64 == half && list.iter().all(Value::is_number),
+            Some(_) => false,
+        };
+        if !fits {
+            return Err(Refusal::Rule("a list of rope factors has not one number for each pair of a head"));
+        }
+    }
     Ok(())
 }
 

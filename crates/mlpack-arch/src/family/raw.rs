@@ -1,8 +1,8 @@
 //! A description as TOML gives it, and the rules that make it a [`Family`].
 
 use super::{
-    Class, ConfigCheck, ConfigTable, Derived, ExtraKind, Family, Field, FieldType, MetadataEntry, Template,
-    TensorEntry, TransformEntry, ValueKind,
+    Class, ConfigCheck, ConfigTable, Constant, Derived, Expression, ExtraKind, Family, Field, FieldType, MetadataEntry,
+    RefusedField, Template, TensorEntry, TransformEntry, ValueChange, ValueKind,
 };
 use crate::tokenizer::VocabReader;
 use serde::Deserialize;
@@ -14,13 +14,27 @@ use std::path::Path;
 pub(super) struct RawFamily {
     arch: String,
     description: String,
-    tokenizer: RawReader,
+    tokenizer: VocabReader,
     #[serde(default)]
     pooling: bool,
+    #[serde(default = "yes")]
+    common_metadata: bool,
     #[serde(default)]
     extra_tensors: Vec<ExtraKind>,
     #[serde(default)]
     remove_from_names: Vec<String>,
+    #[serde(default)]
+    ignored_fields: Vec<String>,
+    #[serde(default)]
+    dropped_tensors: Vec<String>,
+    #[serde(default)]
+    tied_head_dropped: bool,
+    #[serde(default)]
+    extra_layers_dropped: bool,
+    #[serde(default)]
+    refused: Vec<RefusedField>,
+    #[serde(default)]
+    refused_names: Vec<String>,
     classes: BTreeMap<String, Class>,
     #[serde(default)]
     metadata: Vec<RawMetadata>,
@@ -29,12 +43,8 @@ pub(super) struct RawFamily {
     config: BTreeMap<String, RawConfig>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RawReader {
-    Llama,
-    Qwen,
-    Bpe,
+fn yes() -> bool {
+    true
 }
 
 #[derive(Deserialize)]
@@ -43,25 +53,46 @@ struct RawMetadata {
     key: String,
     #[serde(rename = "type")]
     kind: ValueKind,
+    #[serde(default)]
     from: Vec<String>,
-    or: Option<String>,
+    or: Option<Expression>,
+    value: Option<Constant>,
     #[serde(default)]
     optional: bool,
+    only_with: Option<String>,
+    #[serde(default)]
+    unless_zero: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTensor {
-    gguf: String,
+    gguf: OneOrMore,
     hf: Vec<String>,
     #[serde(default)]
+    suffix: String,
+    #[serde(default)]
     transform: TransformEntry,
+    #[serde(default)]
+    values: ValueChange,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
+    #[serde(default)]
     rope_theta: f64,
+    partial_rotary_factor: Option<f64>,
+    sliding_rope_theta: Option<f64>,
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
     #[serde(default)]
     checks: Vec<ConfigCheck>,
     fields: BTreeMap<String, RawField>,
@@ -74,6 +105,7 @@ struct RawField {
     types: Vec<FieldType>,
     default: Option<toml::Value>,
     or: Option<String>,
+    always: Option<Expression>,
     only_if: Option<String>,
 }
 
@@ -93,14 +125,17 @@ impl RawFamily {
             source: source.to_owned(),
             arch: self.arch,
             description: self.description,
-            tokenizer: match self.tokenizer {
-                RawReader::Llama => VocabReader::Llama,
-                RawReader::Qwen => VocabReader::Qwen,
-                RawReader::Bpe => VocabReader::Bpe,
-            },
+            tokenizer: self.tokenizer,
             pooling: self.pooling,
+            common_metadata: self.common_metadata,
             extra_tensors: self.extra_tensors,
             remove_from_names: self.remove_from_names,
+            ignored_fields: self.ignored_fields,
+            dropped_tensors: self.dropped_tensors,
+            tied_head_dropped: self.tied_head_dropped,
+            extra_layers_dropped: self.extra_layers_dropped,
+            refused: self.refused,
+            refused_names: self.refused_names,
             classes: self.classes,
             metadata: self.metadata.into_iter().map(RawMetadata::validate).collect::<Result<_, _>>()?,
             tensors: validate_tensors(self.tensors)?,
@@ -112,33 +147,54 @@ impl RawFamily {
 impl RawMetadata {
     fn validate(self) -> Result<MetadataEntry, Broken> {
         let place = format!("metadata `{}`", self.key);
-        if !self.key.starts_with("{arch}.") {
-            return Err((place, "a key that starts with `{arch}.`"));
+        let RawMetadata { key, kind, from, or, value, optional, only_with, unless_zero } = self;
+        if !key.starts_with("{arch}.") && !key.starts_with("general.") && !key.starts_with("tokenizer.") {
+            return Err((place, "a key that starts with `{arch}.`, `general.` or `tokenizer.`"));
         }
-        if self.from.is_empty() {
-            return Err((place, "at least one config field in `from`"));
+        let made = matches!(kind, ValueKind::LayerCount | ValueKind::FileType);
+        let sources = usize::from(value.is_some()) + usize::from(!from.is_empty() || or.is_some());
+        if sources != usize::from(!made) {
+            return Err((place, "config fields in `from`, an expression in `or`, or a `value`"));
         }
-        let or = parse_derived(self.or, &place)?;
-        Ok(MetadataEntry { key: self.key, kind: self.kind, from: self.from, or, optional: self.optional })
+        let fits = match (&value, kind) {
+            (None, _) | (Some(Constant::Bool(_)), ValueKind::Bool) | (Some(Constant::Text(_)), ValueKind::String) => {
+                true
+            }
+            (Some(Constant::Integer(_)), ValueKind::U32) | (Some(Constant::Float(_)), ValueKind::F32) => true,
+            (Some(_), _) => false,
+        };
+        if !fits {
+            return Err((place, "a `value` of its `type`"));
+        }
+        Ok(MetadataEntry { key, kind, from, or, value, optional, only_with, unless_zero })
     }
-}
-
-fn parse_derived(text: Option<String>, place: &str) -> Result<Option<Derived>, Broken> {
-    const FORMS: &str = "`or` as `field`, `field / field` or `sliding_after(field)`";
-    text.map(|t| Derived::parse(&t).ok_or((place.to_owned(), FORMS))).transpose()
 }
 
 fn validate_tensors(raw: Vec<RawTensor>) -> Result<Vec<TensorEntry>, Broken> {
     let mut seen = HashSet::new();
     let mut tensors = Vec::with_capacity(raw.len());
     for tensor in raw {
-        let place = format!("tensor `{}`", tensor.gguf);
-        let gguf = Template::parse(&tensor.gguf).ok_or((place.clone(), "`{bid}` at most once"))?;
-        let mut hf = Vec::with_capacity(tensor.hf.len());
-        for name in tensor.hf {
-            let template = Template::parse(&name).ok_or((place.clone(), "`{bid}` at most once"))?;
-            if template.is_layered() != gguf.is_layered() {
+        let RawTensor { gguf, hf: names, suffix, transform, values } = tensor;
+        let gguf = match gguf {
+            OneOrMore::One(name) => vec![name],
+            OneOrMore::More(names) => names,
+        };
+        let place = format!("tensor `{}`", gguf.first().map_or("", String::as_str));
+        let outputs: Option<Vec<Template>> = gguf.iter().map(|name| Template::parse(name)).collect();
+        let outputs = outputs.ok_or((place.clone(), "`{bid}` at most once"))?;
+        let layered = outputs.first().is_some_and(Template::is_layered);
+        if outputs.iter().any(|output| output.is_member() || output.is_layered() != layered) {
+            return Err((place, "`{bid}` in every GGUF name or in none"));
+        }
+        let stacked = matches!(transform, TransformEntry::Stack { .. });
+        let mut hf = Vec::with_capacity(names.len());
+        for name in names {
+            let template = Template::parse(&name).ok_or((place.clone(), "`{bid}` at most once, then `{xid}`"))?;
+            if template.is_layered() != layered {
                 return Err((place, "`{bid}` in every name or in none"));
+            }
+            if template.is_member() != stacked {
+                return Err((place, "`{xid}` in every name of a stack and in no other"));
             }
             if !seen.insert(name) {
                 return Err((place, "a Hugging Face name only once in the file"));
@@ -148,18 +204,37 @@ fn validate_tensors(raw: Vec<RawTensor>) -> Result<Vec<TensorEntry>, Broken> {
         if hf.is_empty() {
             return Err((place, "at least one Hugging Face name"));
         }
-        if matches!(&tensor.transform, TransformEntry::RopePermute { heads } if heads.is_empty()) {
-            return Err((place, "at least one config field in `heads`"));
+        if let Some(problem) = broken_transform(&transform, gguf.len()) {
+            return Err((place, problem));
         }
-        tensors.push(TensorEntry { gguf: tensor.gguf, hf, transform: tensor.transform });
+        tensors.push(TensorEntry { gguf, hf, suffix, transform, values });
     }
     Ok(tensors)
 }
 
+/// The rule that a transform with so many outputs breaks.
+fn broken_transform(transform: &TransformEntry, outputs: usize) -> Option<&'static str> {
+    match transform {
+        TransformEntry::Split { sizes } => {
+            let wrong = outputs < 2 || !sizes.is_empty() && sizes.len() != outputs;
+            wrong.then_some("a GGUF name for each part, and as many `sizes` or none")
+        }
+        TransformEntry::LatentHeads { .. } => (outputs != 2).then_some("a GGUF name for keys and one for values"),
+        _ if outputs != 1 => Some("one GGUF name"),
+        TransformEntry::RopePermute { heads } | TransformEntry::PartsOfHeads { heads } if heads.is_empty() => {
+            Some("at least one config field in `heads`")
+        }
+        TransformEntry::HeadsOfGroups { heads, .. } if heads.is_empty() => Some("at least one config field in `heads`"),
+        TransformEntry::Stack { count, .. } if count.is_empty() => Some("at least one config field in `count`"),
+        _ => None,
+    }
+}
+
 fn validate_configs(raw: BTreeMap<String, RawConfig>) -> Result<BTreeMap<String, ConfigTable>, Broken> {
     let table = |(model_type, config): (String, RawConfig)| {
+        let RawConfig { rope_theta, partial_rotary_factor, sliding_rope_theta, aliases, checks, fields: raw } = config;
         let mut fields = BTreeMap::new();
-        for (name, field) in config.fields {
+        for (name, field) in raw {
             let place = format!("config `{model_type}`, field `{name}`");
             let default = match field.default {
                 None => serde_json::Value::Null,
@@ -167,12 +242,18 @@ fn validate_configs(raw: BTreeMap<String, RawConfig>) -> Result<BTreeMap<String,
                 Some(toml::Value::Float(n)) => n.into(),
                 Some(toml::Value::Boolean(b)) => b.into(),
                 Some(toml::Value::String(s)) => s.into(),
-                Some(_) => return Err((place, "a default that is a number, a string, true or false")),
+                Some(toml::Value::Array(list)) if list.iter().all(toml::Value::is_integer) => {
+                    list.iter().filter_map(toml::Value::as_integer).collect()
+                }
+                Some(_) => return Err((place, "a default that is a number, a string, integers, true or false")),
             };
-            let or = parse_derived(field.or, &place)?;
-            fields.insert(name, Field { types: field.types, default, or, only_if: field.only_if });
+            const FORMS: &str = "`or` as an expression, `sliding_after(field)` or `sliding_unless_every(number)`";
+            let or = field.or.map(|text| Derived::parse(&text).ok_or((place, FORMS))).transpose()?;
+            fields
+                .insert(name, Field { types: field.types, default, or, always: field.always, only_if: field.only_if });
         }
-        Ok((model_type, ConfigTable { rope_theta: config.rope_theta, checks: config.checks, fields }))
+        let table = ConfigTable { rope_theta, partial_rotary_factor, sliding_rope_theta, aliases, checks, fields };
+        Ok((model_type, table))
     };
     raw.into_iter().map(table).collect()
 }

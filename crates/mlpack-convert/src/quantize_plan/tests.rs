@@ -15,13 +15,7 @@ fn given(tensors: &[(&str, GgmlType, &[u64])]) -> (Plan, Vec<Given>) {
             place: (0, i as u64),
         })
         .collect();
-    let step = |g: &Given| Step {
-        input: Input::Computed(Vec::new()),
-        rows: g.shape.row_count().unwrap(),
-        row_len: g.shape.row_len(),
-        transform: Transform::Copy,
-        targets: Vec::new(),
-    };
+    let step = |g: &Given| Step::computed(Vec::new(), &g.shape);
     (Plan { steps: given.iter().map(step).collect(), ..Plan::default() }, given)
 }
 

@@ -1,0 +1,259 @@
+//! Reading rows of a step: from the places that its view says, with the adapters' deltas added.
+
+use crate::{Error, Gather, Source, SourceTensor, Stored};
+use mlpack_arch::ValueChange;
+use mlpack_tensor::Dtype;
+use std::ops::Range;
+
+/// Room that a worker keeps from slab to slab.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    pieces: Vec<u64>,
+    gathered: Vec<u8>,
+    base: Vec<u8>,
+    merged: Vec<u8>,
+    sums: Vec<f64>,
+}
+
+/// Elements of whole rows that are merged at once, where only parts of the rows are used.
+const MERGED_ELEMENTS: u64 = 1 << 16;
+
+/// Bytes that one batch of those needs: float64 sums, base and merged values.
+pub(crate) const MERGED_BYTES: u64 = MERGED_ELEMENTS * (8 + 8 + 8);
+
+/// A gather with the source that it reads.
+pub(crate) struct Reader<'a> {
+    source: &'a Source,
+    gather: &'a Gather,
+    row_len: u64,
+    /// Pieces of one source tensor.
+    per_tensor: u64,
+    /// Whether values that are not finite are refused.
+    finite: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads rows of `row_len` elements; with `finite`, refuses values that are not.
+    pub fn new(source: &'a Source, gather: &'a Gather, row_len: u64, finite: bool) -> Reader<'a> {
+        let elements = source.tensors()[gather.positions[0]].shape.element_count().unwrap_or(0);
+        let per_tensor = elements.checked_div(gather.view.piece_len()).unwrap_or(0).max(1);
+        Reader { source, gather, row_len, per_tensor, finite }
+    }
+
+    /// How all of the tensors are stored.
+    pub fn stored(&self) -> Stored {
+        self.tensor(0).stored
+    }
+
+    /// What is done to each value that was read.
+    pub fn change(&self) -> ValueChange {
+        self.gather.values
+    }
+
+    /// The name of a tensor that is read, and the row and column there, for an element of the rows from `start` on.
+    pub fn place(&self, start: u64, element: u64) -> (&'a str, u64, u64) {
+        let piece_len = self.gather.view.piece_len();
+        let element = start * self.row_len + element;
+        let piece = self.gather.view.source_piece(element / piece_len);
+        let tensor = self.tensor((piece / self.per_tensor) as usize);
+        let within = piece % self.per_tensor * piece_len + element % piece_len;
+        let row_len = tensor.shape.row_len().max(1);
+        (&tensor.name, within / row_len, within % row_len)
+    }
+
+    /// The rows, as the source stores them: in the map where they are used as they are, else in the room.
+    ///
+    /// # Errors
+    /// When a value is not finite and must be, or an adapter's delta makes it so.
+    pub fn read<'r>(&self, rows: &Range<u64>, room: &'r mut Room) -> Result<&'r [u8], Error>
+    where
+        'a: 'r,
+    {
+        let view = &self.gather.view;
+        let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
+        let Room { pieces, gathered, base, merged, sums } = room;
+        pieces.clear();
+        pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
+        gathered.clear();
+        let single = self.runs(pieces).next();
+        for of_tensor in pieces.chunk_by(|a, b| a / self.per_tensor == b / self.per_tensor) {
+            let index = (of_tensor[0] / self.per_tensor) as usize;
+            let position = self.gather.positions[index];
+            if self.source.changes(position).is_empty() {
+                if let Some((index, run)) =
+                    single.as_ref().filter(|(_, run)| run.end - run.start == pieces.len() as u64)
+                {
+                    let bytes = self.bytes(*index, run);
+                    self.check_finite(rows.start, 0, bytes)?;
+                    return Ok(bytes);
+                }
+                let start = gathered.len();
+                for (index, run) in self.runs(of_tensor) {
+                    gathered.extend_from_slice(self.bytes(index, &run));
+                }
+                self.check_finite(rows.start, start, &gathered[start..])?;
+            } else if view.piece_len() == self.tensor(index).shape.row_len() {
+                base.clear();
+                for (index, run) in self.runs(of_tensor) {
+                    base.extend_from_slice(self.bytes(index, &run));
+                }
+                let source_rows: Vec<u64> = of_tensor.iter().map(|piece| piece % self.per_tensor).collect();
+                let start = gathered.len();
+                gathered.resize(start + base.len(), 0);
+                self.source.merge_rows(position, &source_rows, base, sums, &mut gathered[start..])?;
+            } else {
+                self.merge_parts(index, of_tensor, (base, merged, sums), gathered)?;
+            }
+        }
+        Ok(gathered)
+    }
+
+    /// Appends parts of merged rows: the rows are merged whole, some at a time.
+    fn merge_parts(
+        &self,
+        index: usize,
+        pieces: &[u64],
+        (base, merged, sums): (&mut Vec<u8>, &mut Vec<u8>, &mut Vec<f64>),
+        gathered: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let tensor = self.tensor(index);
+        let per_row = (tensor.shape.row_len() / self.gather.view.piece_len()).max(1);
+        let piece_bytes = self.piece_bytes();
+        let start = gathered.len();
+        gathered.resize(start + pieces.len() * piece_bytes, 0);
+        let row = |piece: u64| piece % self.per_tensor / per_row;
+        let mut order: Vec<u32> = (0..pieces.len() as u32).collect();
+        order.sort_unstable_by_key(|i| pieces[*i as usize]);
+        let mut left = &order[..];
+        while !left.is_empty() {
+            let limit = (MERGED_ELEMENTS / tensor.shape.row_len().max(1)).max(1);
+            let first = row(pieces[left[0] as usize]);
+            let taken = left.partition_point(|i| row(pieces[*i as usize]) < first + limit);
+            let last = row(pieces[left[taken - 1] as usize]);
+            let source_rows: Vec<u64> = (first..=last).collect();
+            let from = index as u64 * self.per_tensor;
+            base.clear();
+            base.extend_from_slice(self.bytes(index, &(from + first * per_row..from + (last + 1) * per_row)));
+            merged.resize(base.len(), 0);
+            self.source.merge_rows(self.gather.positions[index], &source_rows, base, sums, merged)?;
+            for &i in &left[..taken] {
+                let at = (pieces[i as usize] % self.per_tensor - first * per_row) as usize * piece_bytes;
+                let to = start + i as usize * piece_bytes;
+                gathered[to..to + piece_bytes].copy_from_slice(&merged[at..at + piece_bytes]);
+            }
+            left = &left[taken..];
+        }
+        Ok(())
+    }
+
+    /// Pieces that lie together in one tensor, as ranges, each with the index of the tensor.
+    fn runs<'p>(&'p self, pieces: &'p [u64]) -> impl Iterator<Item = (usize, Range<u64>)> + 'p {
+        let together = |a: &u64, b: &u64| a + 1 == *b && a / self.per_tensor == b / self.per_tensor;
+        pieces.chunk_by(together).map(|run| ((run[0] / self.per_tensor) as usize, run[0]..run[run.len() - 1] + 1))
+    }
+
+    /// The bytes of pieces that lie together in one tensor.
+    fn bytes(&self, index: usize, run: &Range<u64>) -> &'a [u8] {
+        let piece_bytes = self.piece_bytes();
+        let start = (run.start - index as u64 * self.per_tensor) as usize * piece_bytes;
+        &self.source.bytes(self.tensor(index))[start..start + (run.end - run.start) as usize * piece_bytes]
+    }
+
+    fn piece_bytes(&self) -> usize {
+        self.stored().row_byte_len(self.gather.view.piece_len()) as usize
+    }
+
+    fn tensor(&self, index: usize) -> &'a SourceTensor {
+        &self.source.tensors()[self.gather.positions[index]]
+    }
+
+    /// Refuses NaN and infinity, with the place of the first. `bytes` come after `offset` bytes of the rows from `start`.
+    fn check_finite(&self, start: u64, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        if !self.finite {
+            return Ok(());
+        }
+        let stored = self.stored();
+        let path = |name: &str| {
+            let named = self.source.tensors().iter().find(|t| t.name == name).unwrap_or(self.tensor(0));
+            self.source.file(named).path().to_owned()
+        };
+        if let Some(dtype) = stored.dtype() {
+            let Some((index, value)) = first_not_finite(dtype, bytes) else { return Ok(()) };
+            let before = offset as u64 / dtype.byte_size();
+            let (name, row, column) = self.place(start, before + index as u64);
+            return Err(Error::NotFinite { path: path(name), tensor: name.to_owned(), dtype, row, column, value });
+        }
+        if let Stored::Ggml(ty) = stored
+            && let Some(block) = mlpack_quant::first_invalid_block(ty, bytes)
+        {
+            let (name, row, column) = self.place(start, block as u64 * ty.block_len());
+            return Err(Error::InvalidBlock { path: path(name), tensor: name.to_owned(), ty, row, column });
+        }
+        Ok(())
+    }
+}
+
+/// The part of the source that rows of a step account for: every byte of a source tensor is in one row of one step,
+/// though perhaps not in the one that reads it.
+pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> Vec<(usize, Range<u64>)> {
+    let mut shares = Vec::new();
+    let (start, end) = (gather.offset + elements.start, gather.offset + elements.end);
+    let mut before = 0;
+    for &position in &gather.positions {
+        let tensor = &source.tensors()[position];
+        let len = tensor.shape.element_count().unwrap_or(0);
+        let (from, to) = (start.clamp(before, before + len), end.clamp(before, before + len));
+        if from < to {
+            let at = |element: u64| tensor.range.start + tensor.stored.row_byte_len(element - before);
+            shares.push((tensor.file, at(from)..at(to)));
+        }
+        before += len;
+    }
+    shares
+}
+
+/// The first NaN or infinity; dtypes that have none pass.
+fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
+    fn find<const N: usize>(
+        bytes: &[u8],
+        bad: impl Fn([u8; N]) -> bool,
+        value: impl Fn([u8; N]) -> f32,
+    ) -> Option<(usize, f32)> {
+        let (chunks, _) = bytes.as_chunks::<N>();
+        // The common case is one branch-free pass.
+        if !chunks.iter().fold(false, |any, c| any | bad(*c)) {
+            return None;
+        }
+        let index = chunks.iter().position(|c| bad(*c)).expect("the pass above saw one");
+        Some((index, value(chunks[index])))
+    }
+    match dtype {
+        Dtype::BF16 => find(
+            bytes,
+            |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80,
+            |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
+        ),
+        Dtype::F16 => {
+            find(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00, |b| half::f16::from_le_bytes(b).to_f32())
+        }
+        Dtype::F32 => find(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000, f32::from_le_bytes),
+        Dtype::F64 => find(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite(), |b| f64::from_le_bytes(b) as f32),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_first_value_that_is_not_finite() {
+        let bf16: Vec<u8> = [0x3f80u16, 0x7f7f, 0xff80, 0x7fc0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(first_not_finite(Dtype::BF16, &bf16), Some((2, f32::NEG_INFINITY)));
+        assert_eq!(first_not_finite(Dtype::BF16, &bf16[..4]), None);
+        let f16: Vec<u8> = [0x7bffu16, 0x7c00].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(first_not_finite(Dtype::F16, &f16), Some((1, f32::INFINITY)));
+        assert_eq!(first_not_finite(Dtype::F64, &1e300f64.to_le_bytes()), Some((0, f32::INFINITY)));
+        assert_eq!(first_not_finite(Dtype::I32, &u32::MAX.to_le_bytes()), None);
+    }
+}

@@ -1,0 +1,247 @@
+//! Every architecture: a small checkpoint whose files the converter's are known, byte for byte. `xtask parity archs` makes
+//! the goldens; the weights come from a generator that both sides have.
+
+use super::*;
+use crate::{Resources, Source, execute, open_model};
+use mlpack_arch::Families;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+const VARIANTS: &[(&str, FileType)] = &[("F16", FileType::F16), ("BF16", FileType::BF16), ("Q8_0", FileType::Q8_0)];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test reads its own files")]
+fn golden(name: &str) -> Value {
+    let text = std::fs::read_to_string(folder().join("archs").join(format!("{name}.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The names of all goldens, sorted.
+#[allow(clippy::disallowed_methods, reason = "a test reads its own files")]
+fn names() -> Vec<String> {
+    let files = std::fs::read_dir(folder().join("archs")).unwrap();
+    let mut names: Vec<String> = files
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap().strip_suffix(".json").unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The generator of `arch_models.py`: SplitMix64, seeded with FNV-1a of the name, its upper 24 bits as numbers from
+/// -0.0625 to 0.0625.
+fn values(name: &str, count: u64) -> impl Iterator<Item = f32> {
+    let fnv = |seed: u64, byte: u8| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    (1..=count).map(move |i| {
+        let z = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let z = z ^ (z >> 31);
+        ((z >> 40) as f32 * (1.0 / (1 << 24) as f32) - 0.5) / 8.0
+    })
+}
+
+fn stored(dtype: &str, value: f32) -> Vec<u8> {
+    match dtype {
+        "BF16" => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        "F16" => half::f16::from_f32(value).to_le_bytes().to_vec(),
+        "F32" => value.to_le_bytes().to_vec(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Writes the tensors into shards of about the same number of tensors.
+fn write_weights(dir: &Path, golden: &Value, shards: usize) {
+    let dtype = golden["dtype"].as_str().unwrap();
+    let tensors: Vec<(&String, &Value)> = golden["tensors"].as_object().unwrap().iter().collect();
+    let mut index = Map::new();
+    for (i, tensors) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
+        let file = match shards {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{shards:05}.safetensors", i + 1),
+        };
+        let (mut header, mut data) = (Map::new(), Vec::new());
+        for (name, shape) in tensors {
+            let count = shape.as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
+            let start = data.len();
+            values(name, count).for_each(|v| data.extend(stored(dtype, v)));
+            header
+                .insert((*name).clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]}));
+            index.insert((*name).clone(), file.clone().into());
+        }
+        let header = Value::from(header).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+        std::fs::write(dir.join(&file), bytes).unwrap();
+    }
+    if shards > 1 {
+        let index = json!({"metadata": {}, "weight_map": index});
+        std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    }
+}
+
+fn checkpoint(dir: &Path, golden: &Value, shards: usize) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), golden["config"].to_string()).unwrap();
+    write_weights(dir, golden, shards);
+    let from = match golden["tokenizer"].as_str().unwrap() {
+        "bpe" => folder().join("bpe"),
+        _ => folder().join("../../../fixtures/legal-qa/kjv-llama"),
+    };
+    let only_model = golden["tokenizer"] == "model";
+    for file in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"] {
+        if from.join(file).is_file() && (!only_model || file == "tokenizer.model") {
+            std::fs::copy(from.join(file), dir.join(file)).unwrap();
+        }
+    }
+}
+
+/// The digests of the files that a checkpoint becomes, in the order of [`VARIANTS`].
+fn converted(dir: &Path, name: &str, golden: &Value, resources: &Resources) -> Result<Vec<String>, Error> {
+    let source = Source::open(dir, &[])?;
+    let model = open_model(&source, &Families::builtin())?;
+    let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
+    // llama.cpp has no name for the small byte-level tokenizer; the goldens call it by this one.
+    let pre = (golden["tokenizer"] == "bpe").then_some("qwen2");
+    let options = QuantizeOptions::default();
+    let plan = plan_gguf(&source, &model, &GgufRequest { name, variants: &variants, pre, options: &options })?;
+    let done = execute(&source, &plan, dir, resources, &|_| {})?;
+    Ok(done.outputs.iter().map(|file| file.sha256.to_string()).collect())
+}
+
+#[test]
+fn every_architecture_is_converted_to_the_golden_bytes() {
+    let mut wrong = Vec::new();
+    for name in names() {
+        let golden = golden(&name);
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(&dir.path().join(&name), &golden, 1);
+        match converted(&dir.path().join(&name), &name, &golden, &Resources::default()) {
+            Err(e) => wrong.push(format!("{name}: {e}")),
+            Ok(digests) => {
+                for ((kind, _), digest) in VARIANTS.iter().zip(digests) {
+                    if golden["sha256"][kind].as_str() != Some(&digest) {
+                        wrong.push(format!("{name} {kind}: other bytes"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A LoRA adapter of rank 2 for the named modules of every layer that has them.
+fn adapter(dir: &Path, golden: &Value, modules: &[&str]) {
+    std::fs::create_dir_all(dir).unwrap();
+    let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16, "target_modules": modules});
+    std::fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for (name, shape) in golden["tensors"].as_object().unwrap() {
+        let Some(stem) = name.strip_suffix(".weight").filter(|s| modules.iter().any(|m| s.ends_with(m))) else {
+            continue;
+        };
+        let (rows, columns) = (shape[0].as_u64().unwrap(), shape[1].as_u64().unwrap());
+        for (part, shape) in [("lora_A", [2, columns]), ("lora_B", [rows, 2])] {
+            let name = format!("base_model.model.{stem}.{part}.weight");
+            let start = data.len();
+            values(&name, shape[0] * shape[1]).for_each(|v| data.extend(v.to_le_bytes()));
+            header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+        }
+    }
+    assert!(!header.is_empty(), "{modules:?}");
+    let header = Value::from(header).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.join("adapter_model.safetensors"), bytes).unwrap();
+}
+
+/// The GGUF tensors of a plan's outputs: everything behind the metadata, which names the model.
+fn tensor_bytes(dir: &Path, adapters: &[(PathBuf, f64)], golden: &Value, resources: &Resources) -> Vec<Vec<u8>> {
+    let source = Source::open(dir, adapters).unwrap();
+    let model = open_model(&source, &Families::builtin()).unwrap();
+    let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
+    let pre = (golden["tokenizer"] == "bpe").then_some("qwen2");
+    let options = QuantizeOptions::default();
+    let request = GgufRequest { name: "m", variants: &variants, pre, options: &options };
+    let plan = plan_gguf(&source, &model, &request).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let done = execute(&source, &plan, out.path(), resources, &|_| {}).unwrap();
+    let files = done.outputs.iter().zip(&plan.outputs);
+    #[allow(clippy::disallowed_methods, reason = "a test reads its own files")]
+    let bytes = files.map(|(file, output)| std::fs::read(&file.path).unwrap()[output.preamble.len()..].to_vec());
+    bytes.collect()
+}
+
+#[test]
+fn deltas_are_added_before_the_transforms() {
+    for (name, modules) in [
+        ("Mixtral-tiny-8x", &["q_proj", "w1", "w2"][..]),
+        ("Mixtral-tiny-f16", &["experts.1.w3", "k_proj"]),
+        ("DeepseekV2-tiny", &["kv_b_proj", "experts.2.down_proj"]),
+        ("Falcon-tiny-40b", &["query_key_value"]),
+        ("Glm4-tiny", &["gate_up_proj"]),
+    ] {
+        let golden = golden(name);
+        let dir = tempfile::tempdir().unwrap();
+        let (base, lora, merged) = (dir.path().join("base"), dir.path().join("lora"), dir.path().join("merged"));
+        checkpoint(&base, &golden, 1);
+        adapter(&lora, &golden, modules);
+        let adapters = [(lora, 1.0)];
+        let source = Source::open(&base, &adapters).unwrap();
+        let plan = crate::plan_merge(&source).unwrap();
+        let out = mlpack_fs::AtomicDir::create(&merged).unwrap();
+        crate::merge(&source, &plan, out, &Resources::default(), &|_| {}).unwrap();
+        let plain = tensor_bytes(&base, &[], &golden, &Resources::default());
+        let expected = tensor_bytes(&merged, &[], &golden, &Resources::default());
+        assert_ne!(plain, expected, "{name}: the adapter changes something");
+        for resources in [Resources::default(), Resources { memory: 3 << 20, threads: 3 }] {
+            assert!(tensor_bytes(&base, &adapters, &golden, &resources) == expected, "{name}, {resources:?}");
+        }
+    }
+}
+
+#[test]
+fn stacks_of_several_shards_are_written_where_their_last_member_is() {
+    let golden = golden("Mixtral-tiny-8x");
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &golden, 5);
+    let source = Source::open(dir.path(), &[]).unwrap();
+    let model = open_model(&source, &Families::builtin()).unwrap();
+    let options = QuantizeOptions::default();
+    let request = GgufRequest { name: "m", variants: &[FileType::F16], pre: None, options: &options };
+    let plan = plan_gguf(&source, &model, &request).unwrap();
+    let names: Vec<&str> = plan.outputs[0].tensors.iter().map(|t| t.name.as_str()).collect();
+    let at = names.iter().position(|name| *name == "blk.0.ffn_gate_exps.weight").unwrap();
+    assert_eq!(
+        names[at..at + 3],
+        ["blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.ffn_up_exps.weight"]
+    );
+    let done = execute(&source, &plan, dir.path(), &Resources::default(), &|_| {}).unwrap();
+    for input in &done.inputs {
+        assert_eq!(mlpack_fs::hash_file(&input.path).unwrap().0, input.sha256, "every byte is hashed once");
+    }
+}
+
+#[test]
+fn a_stack_without_all_members_is_refused() {
+    let mut golden = golden("Mixtral-tiny-8x");
+    golden["tensors"].as_object_mut().unwrap().remove("model.layers.1.block_sparse_moe.experts.2.w2.weight");
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), &golden, 1);
+    let error = converted(dir.path(), "m", &golden, &Resources::default()).unwrap_err().to_string();
+    let expected =
+        "  tensor `blk.1.ffn_down_exps.weight`\n  expected: 4 tensors to make it of (config.json)\n  found:    3";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn every_built_in_family_has_a_golden() {
+    let classes: Vec<Value> = names().iter().map(|name| golden(name)["config"]["architectures"][0].clone()).collect();
+    // These two are compared with the converter on a real model and on configs.
+    let elsewhere = ["qwen2"];
+    for family in Families::builtin().iter().filter(|family| !elsewhere.contains(&family.arch())) {
+        let mut of_family = family.classes();
+        assert!(of_family.any(|class| classes.iter().any(|c| c == class)), "{}", family.arch());
+    }
+}
