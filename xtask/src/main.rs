@@ -38,8 +38,10 @@ other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
                          convert: base, merged, smollm2, mistral, llama3, qwen2
                          quantize: ftypes, options (both SmolLM2), mixtures (experts and other shapes)
                          rows: random rows through ggml_quantize_chunk
+                         archs (or --archs): a small checkpoint of every architecture
                          --only TEXT  quantizes only where the printed title has this text
                          --seed N     other random rows (default 1)
+                         --record     archs: writes the goldens that the tests compare with
   bench [PART]...      measures mlpack against the peers on a synthetic 1.07 B checkpoint; default all parts
                          convert: with an adapter to F16, against PEFT and llama.cpp's converter
                          quantize: a BF16 GGUF to each of several types, against llama-quantize

@@ -1,5 +1,6 @@
 //! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows.
 
+mod archs;
 mod convert;
 mod quantize;
 mod rows;
@@ -14,6 +15,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("convert", &["base", "merged", "smollm2", "mistral", "llama3", "qwen2"]),
     ("quantize", &["ftypes", "options", "mixtures"]),
     ("rows", &["rows"]),
+    ("archs", &["archs"]),
 ];
 
 /// What to compare.
@@ -21,6 +23,8 @@ struct Options {
     cases: Vec<&'static str>,
     /// Of the quantized files, only those with this text in their title.
     only: String,
+    /// Whether the goldens of the architectures are written.
+    record: bool,
     /// Where the random rows begin.
     seed: u64,
 }
@@ -37,6 +41,9 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     };
     let (converted, quantized) = (of_group("convert"), of_group("quantize"));
     let mut differing = 0;
+    if options.cases.contains(&"archs") {
+        differing += archs::run(&options.only, options.record, &peers, &build_mlpack(true)?)?;
+    }
     if !converted.is_empty() || !quantized.is_empty() {
         let mlpack = build_mlpack(true)?;
         differing += convert::run(&converted, &peers, &mlpack)?;
@@ -52,12 +59,14 @@ pub fn command(arguments: &[&str]) -> Result<()> {
 }
 
 fn parse(arguments: &[&str]) -> Result<Options> {
-    let mut options = Options { cases: Vec::new(), only: String::new(), seed: 1 };
+    let mut options = Options { cases: Vec::new(), only: String::new(), record: false, seed: 1 };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("`{argument}` needs a value"));
         match *argument {
             "--only" => options.only = value()?.to_lowercase(),
+            "--record" => options.record = true,
+            "--archs" => options.cases.push("archs"),
             "--seed" => options.seed = value()?.parse().context("`--seed` needs a number")?,
             name => {
                 let named = |(group, cases): &(&str, &'static [&'static str])| -> Vec<&'static str> {
@@ -67,7 +76,10 @@ fn parse(arguments: &[&str]) -> Result<Options> {
                 if named.is_empty() {
                     let names = GROUPS.iter().flat_map(|(group, cases)| [&[*group], *cases].concat());
                     let names: Vec<&str> = names.collect();
-                    bail!("unknown case `{name}`\n  expected: --only TEXT, --seed N, or one of {}", names.join(", "));
+                    bail!(
+                        "unknown case `{name}`\n  expected: --only TEXT, --seed N, --archs, --record, or one of {}",
+                        names.join(", ")
+                    );
                 }
                 options.cases.extend(named);
             }
@@ -88,7 +100,8 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 10);
+        assert_eq!(cases(&["--seed", "3"]).len(), 11);
+        assert_eq!(cases(&["--archs"]), ["archs"]);
     }
 
     #[test]

@@ -1,0 +1,69 @@
+//! Architectures: a small checkpoint of each, converted by both sides, and a table of what is identical.
+//!
+//! With `--record`, what the converter made becomes the goldens of `crates/mlpack-convert/golden/archs/`; the tests make
+//! the same checkpoints again without Python.
+
+use crate::compare;
+use crate::peers::Peers;
+use crate::process::output;
+use crate::workspace;
+use anyhow::{Context as _, Result};
+use std::path::Path;
+use std::process::Command;
+
+const TYPES: &[&str] = &["F16", "BF16", "Q8_0"];
+
+/// What `arch_models.py` calls the small byte-level tokenizer.
+const PRE: &str = "qwen2";
+
+/// Converts the checkpoints with `only` in their name on both sides; returns how many files differ.
+pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usize> {
+    let work = workspace::root().join("target/parity/archs");
+    if work.exists() {
+        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
+    }
+    let goldens = workspace::root().join("crates/mlpack-convert/golden");
+    let mut script = peers.script("arch_models.py");
+    script
+        .arg(peers.llama_source())
+        .arg(workspace::root().join("fixtures/legal-qa/kjv-llama"))
+        .arg(goldens.join("bpe"));
+    output(script.arg(&work))?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(work.join("golden")).context("the script writes goldens")? {
+        let file = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(file.strip_suffix(".json").map(str::to_owned));
+    }
+    names.sort();
+    let mut differing = 0;
+    for name in names.iter().filter(|name| name.to_lowercase().contains(only)) {
+        let golden = work.join("golden").join(format!("{name}.json"));
+        let text = mlpack_fs::read_to_string_bounded(&golden, workspace::TEXT_LIMIT)?;
+        let mut convert = Command::new(mlpack);
+        convert.arg("convert").arg(work.join(name)).args(["--to", "gguf", "--quant", &TYPES.join(",")]);
+        if text.contains("\"tokenizer\": \"bpe\"") {
+            convert.args(["--pre", PRE]);
+        }
+        let ours = work.join("mlpack").join(name);
+        if let Err(error) = output(convert.arg("-o").arg(&ours)) {
+            differing += TYPES.len();
+            println!("{name:24} fails: {error:#}");
+            continue;
+        }
+        for kind in TYPES {
+            let file = format!("{name}-{kind}.gguf");
+            match compare::gguf(&ours.join(&file), &work.join("reference").join(&file))? {
+                None => println!("{name:24} {kind:5} identical"),
+                Some(differences) => {
+                    differing += 1;
+                    println!("{name:24} {kind:5} different\n    {}", differences.join("\n    "));
+                }
+            }
+        }
+        if record {
+            let to = goldens.join("archs").join(format!("{name}.json"));
+            std::fs::copy(&golden, &to).with_context(|| format!("cannot write `{}`", to.display()))?;
+        }
+    }
+    Ok(differing)
+}
