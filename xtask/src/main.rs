@@ -9,6 +9,7 @@ mod compare;
 mod demo;
 mod docs;
 mod fixtures;
+mod fuzz;
 mod golden;
 mod parity;
 mod peers;
@@ -31,6 +32,10 @@ checks, run by CI
 
 other machines
   arm [ARGUMENT]...    mlpack-quant's goldens and properties on 64-bit Arm under qemu; installs what that needs
+
+other inputs
+  fuzz [READER]...     libFuzzer over the readers of untrusted bytes (tests/fuzz); default all, 30 seconds each
+                         --seconds N  for that long each
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2; default all
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
         ["peers", names @ ..] => peers::command(names),
         ["parity", cases @ ..] => parity::command(cases),
         ["bench", rest @ ..] => bench::command(rest),
+        ["fuzz", rest @ ..] => fuzz::command(rest),
         ["demo"] => demo::command(),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
