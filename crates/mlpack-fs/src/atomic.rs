@@ -50,6 +50,43 @@ impl AtomicFile {
         Ok(AtomicFile { partial, file, byte_len, hasher: ExtentHasher::new() })
     }
 
+    /// Takes over what an earlier run left behind of the same output: the bytes of `written` stay as they are and count as
+    /// written. They are hashed like all others, so that what is not right shows in the digest. Where nothing is left
+    /// this is [`AtomicFile::create`]; the ranges that were taken over are returned.
+    ///
+    /// # Panics
+    /// When a range reaches past `byte_len` or two of them overlap: they come from our own journal, checked by its reader.
+    pub fn resume(
+        path: &Path,
+        byte_len: u64,
+        written: &[Range<u64>],
+    ) -> Result<(AtomicFile, Vec<Range<u64>>), Error> {
+        let partial = Partial::new(path)?;
+        let left = fs::symlink_metadata(&partial.temporary).is_ok_and(|m| m.is_file() && m.len() == byte_len);
+        if !left || written.is_empty() {
+            return Ok((AtomicFile::create(path, byte_len)?, Vec::new()));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&partial.temporary)
+            .map_err(|e| Error::io(Operation::Create, path, e))?;
+        let mut partial = partial;
+        lock(&file, path)?;
+        partial.owned = true;
+        let file = AtomicFile { partial, file, byte_len, hasher: ExtentHasher::new() };
+        for range in written {
+            assert!(range.end <= byte_len, "extent {range:?} lies outside a file of {byte_len} bytes");
+            file.hasher.note(range.clone());
+        }
+        Ok((file, written.to_vec()))
+    }
+
+    /// Leaves the file under its temporary name, for a later [`AtomicFile::resume`].
+    pub fn keep(mut self) {
+        self.partial.owned = false;
+    }
+
     /// The final name.
     pub fn path(&self) -> &Path {
         &self.partial.path
@@ -174,17 +211,29 @@ impl AtomicDir {
 
     /// The same, but what is under `path` stays until it is replaced by the sealed directory.
     pub fn replace(path: &Path) -> Result<AtomicDir, Error> {
+        let dir = AtomicDir::resume(path)?;
+        let temporary = dir.contents();
+        for entry in fs::read_dir(temporary).map_err(|e| Error::io(Operation::List, temporary, e))? {
+            let entry = entry.map_err(|e| Error::io(Operation::List, temporary, e))?;
+            remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
+        }
+        Ok(dir)
+    }
+
+    /// The same as [`AtomicDir::replace`], but what an earlier run left behind of the directory stays in it.
+    pub fn resume(path: &Path) -> Result<AtomicDir, Error> {
         let mut partial = Partial::new(path)?;
         let temporary = partial.temporary.clone();
         fs::create_dir_all(&temporary).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
         let handle = File::open(&temporary).map_err(|e| Error::io(Operation::CreateDir, path, e))?;
         lock(&handle, path)?;
         partial.owned = true;
-        for entry in fs::read_dir(&temporary).map_err(|e| Error::io(Operation::List, &temporary, e))? {
-            let entry = entry.map_err(|e| Error::io(Operation::List, &temporary, e))?;
-            remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
-        }
         Ok(AtomicDir { partial, _handle: handle })
+    }
+
+    /// Leaves the directory under its temporary name, for a later [`AtomicDir::resume`].
+    pub fn keep(mut self) {
+        self.partial.owned = false;
     }
 
     /// Where the files go until the directory is sealed.
@@ -338,6 +387,36 @@ mod tests {
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_kept_file_goes_on_where_it_was_and_its_digest_tells_what_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = AtomicFile::create(&path, 6).unwrap();
+        file.write_at(2, b"cd").unwrap();
+        file.keep();
+        assert_eq!(names(dir.path()), [".f.mlpack-partial"]);
+        let (file, taken) = AtomicFile::resume(&path, 6, &[2..4]).unwrap();
+        assert_eq!(taken, [2..4]);
+        file.write_at(4, b"ef").unwrap();
+        file.write_at(0, b"ab").unwrap();
+        assert_eq!(file.seal().unwrap(), Sha256::of(b"abcdef"));
+        assert_eq!(names(dir.path()), ["f"]);
+        // Nothing is left of it, or something of another length: it starts anew.
+        let (file, taken) = AtomicFile::resume(&path, 6, &[2..4]).unwrap();
+        assert_eq!(taken, []);
+        file.keep();
+        assert_eq!(AtomicFile::resume(&path, 7, &[2..4]).unwrap().1, []);
+
+        let output = dir.path().join("d");
+        let kept = AtomicDir::resume(&output).unwrap();
+        fs::write(kept.contents().join("x"), "x").unwrap();
+        kept.keep();
+        let again = AtomicDir::resume(&output).unwrap();
+        assert!(again.contents().join("x").is_file());
+        again.seal().unwrap();
+        assert!(output.join("x").is_file());
     }
 
     #[test]

@@ -49,6 +49,27 @@ impl fmt::Debug for Sha256 {
     }
 }
 
+/// The digest of bytes that come piece by piece, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Hasher(sha2::Sha256);
+
+impl Hasher {
+    /// Nothing is hashed yet.
+    pub fn new() -> Hasher {
+        Hasher::default()
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all bytes so far.
+    pub fn finish(self) -> Sha256 {
+        Sha256::from_hasher(self.0)
+    }
+}
+
 /// Text that is not 64 lowercase hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a sha256 digest: expected 64 lowercase hexadecimal digits, found {found} characters")]
@@ -103,6 +124,10 @@ mod tests {
         assert_eq!(d.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(d.to_string().parse(), Ok(d));
         assert_eq!(Sha256::of_parts([b"a".as_slice(), b"bc"]), d);
+        let mut hasher = Hasher::new();
+        hasher.update(b"ab");
+        hasher.update(b"c");
+        assert_eq!(hasher.finish(), d);
     }
 
     #[test]

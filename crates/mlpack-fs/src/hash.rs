@@ -80,6 +80,13 @@ impl ExtentHasher {
         self.early.lock().expect("no thread panics holding the lock")
     }
 
+    /// Notes an extent whose bytes can be read back already.
+    pub(crate) fn note(&self, extent: Range<u64>) {
+        if extent.start < extent.end {
+            self.early.lock().expect("no thread panics holding the lock").insert(extent.start, extent.end);
+        }
+    }
+
     /// Hashes the noted extents whose turn has come.
     fn catch_up(
         &self,

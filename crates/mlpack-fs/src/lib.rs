@@ -31,7 +31,7 @@ mod read;
 mod space;
 
 pub use atomic::{AtomicDir, AtomicFile, write_atomic};
-pub use digest::{ParseDigestError, Sha256, hash_file};
+pub use digest::{Hasher, ParseDigestError, Sha256, hash_file};
 pub use error::{Error, ErrorKind, Operation};
 pub use hash::InputHasher;
 pub use map::MappedFile;

@@ -116,6 +116,29 @@ pub enum Error {
         /// The files found.
         found: Vec<String>,
     },
+    /// An ecosystem that has no place for the format.
+    #[error("cannot publish `{}` for {ecosystem}\n  expected: {}\n  found:    {format}", path.display(), match *ecosystem {
+        "ollama" => "gguf",
+        _ => "gguf or safetensors",
+    })]
+    FormatNotTaken {
+        /// The artifact.
+        path: PathBuf,
+        /// The ecosystem's word.
+        ecosystem: &'static str,
+        /// The format's word.
+        format: &'static str,
+    },
+    /// A base image that is none, or that no layer can be added to.
+    #[error("cannot use `{}` as a base image\n  expected: {expected}\n  found:    {}", Escaped(base), Escaped(found))]
+    NoBase {
+        /// The base as it was given.
+        base: String,
+        /// What an image has.
+        expected: &'static str,
+        /// What it has.
+        found: String,
+    },
     /// Two files of one artifact would have the same path in it.
     #[error("cannot publish `{}`\n  file `{}` comes twice: from `{}` and from `{}`", artifact.display(), Escaped(name), first.display(), second.display())]
     SameFile {
@@ -209,10 +232,14 @@ impl Error {
             | Error::InvalidField { .. }
             | Error::UnknownParameter { .. }
             | Error::ParameterValue { .. } => ErrorKind::Misuse,
-            Error::LayoutVersion { .. } | Error::NotAFile { .. } | Error::Unquotable { .. } => ErrorKind::Unsupported,
+            Error::LayoutVersion { .. }
+            | Error::NotAFile { .. }
+            | Error::FormatNotTaken { .. }
+            | Error::Unquotable { .. } => ErrorKind::Unsupported,
             Error::MalformedDocument { .. }
             | Error::BrokenLayout { .. }
             | Error::NoWeights { .. }
+            | Error::NoBase { .. }
             | Error::MalformedModelfile { .. } => ErrorKind::Malformed,
             Error::UnreadableBlob { problem, .. } => match problem {
                 BlobProblem::Algorithm => ErrorKind::Unsupported,

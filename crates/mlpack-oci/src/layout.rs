@@ -7,9 +7,9 @@
 //! ```
 
 use crate::reference::Tag;
-use crate::{BlobProblem, Error, json, media};
+use crate::{Blob, BlobProblem, Error, json, media};
 use mlpack_fs::{AtomicFile, Operation, Sha256, hash_file, read_bounded, write_atomic};
-use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -101,31 +101,32 @@ impl Layout {
     /// all; otherwise it is hashed first, and copied only when its blob is missing. The copy is hashed again, so a
     /// file that changes meanwhile is an error. Memory does not depend on the file's size.
     pub fn put_blob_file(&self, path: &Path, expected: Option<Sha256>) -> Result<Stored, Error> {
-        let mut source = File::open(path).map_err(|e| mlpack_fs::Error::io(Operation::Open, path, e))?;
-        let metadata = source.metadata().map_err(|e| mlpack_fs::Error::io(Operation::Read, path, e))?;
-        if !metadata.is_file() {
-            return Err(Error::NotAFile { path: path.to_owned(), found: describe(&metadata) });
-        }
-        let byte_len = metadata.len();
-        let digest = match expected {
-            Some(digest) => digest,
-            None => hash_file(path)?.0,
-        };
+        self.put_blob(&Blob::of_file(path, expected)?)
+    }
+
+    /// Stores a blob from wherever its bytes are. What is there already is not read; what is written is hashed again.
+    pub fn put_blob(&self, blob: &Blob) -> Result<Stored, Error> {
+        let (digest, byte_len) = (*blob.digest(), blob.byte_len());
         if self.has(&digest, byte_len) {
             return Ok(Stored { digest, byte_len, written: false });
         }
         let file = AtomicFile::create(&self.blob_path(&digest), byte_len)?;
-        let mut buffer = vec![0; COPY_LEN];
+        let mut reader = blob.reader(0..byte_len)?;
+        let mut buffer = vec![0; COPY_LEN.min(byte_len as usize)];
         let mut offset = 0;
         while offset < byte_len {
-            let len = (byte_len - offset).min(COPY_LEN as u64) as usize;
-            source.read_exact(&mut buffer[..len]).map_err(|e| mlpack_fs::Error::io(Operation::Read, path, e))?;
+            let len = match reader.read(&mut buffer) {
+                Ok(0) => return Err(blob.read_error(io::ErrorKind::UnexpectedEof.into())),
+                Ok(len) => len,
+                Err(e) => return Err(blob.read_error(e)),
+            };
             file.write_at(offset, &buffer[..len])?;
             offset += len as u64;
         }
         let found = file.digest()?;
         if found != digest {
-            return Err(Error::ContentMismatch { path: path.to_owned(), expected: digest, found });
+            let path = blob.file().map_or_else(|| self.blob_path(&digest), Path::to_owned);
+            return Err(Error::ContentMismatch { path, expected: digest, found });
         }
         file.seal()?;
         Ok(Stored { digest, byte_len, written: true })
@@ -152,6 +153,19 @@ impl Layout {
             entry["annotations"][media::REF_NAME] = json!(tag.as_str());
             entries.push(entry);
             self.write_entries(entries)
+        })
+    }
+
+    /// Adds an entry without a tag, unless there is one of that digest.
+    pub fn add_untagged(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        self.locked(|| {
+            let mut entries = self.entries()?;
+            let entry = serde_json::to_value(descriptor).expect("a descriptor serialises");
+            if !entries.iter().any(|other| other["digest"] == entry["digest"]) {
+                entries.push(entry);
+                self.write_entries(entries)?;
+            }
+            Ok(())
         })
     }
 
@@ -190,6 +204,37 @@ impl Layout {
         self.read_document(descriptor, "an image index")
     }
 
+    /// The descriptor of a manifest or an index by its digest: an entry of `index.json`, or of an index that it leads to.
+    pub fn find_document(&self, digest: &Sha256) -> Result<Option<Descriptor>, Error> {
+        let mut pending: Vec<(Descriptor, usize)> = self.tags()?.into_iter().rev().map(|(_, d)| (d, 0)).collect();
+        let mut seen = BTreeSet::new();
+        while let Some((descriptor, depth)) = pending.pop() {
+            if sha256(descriptor.digest()) == Some(*digest) {
+                return Ok(Some(descriptor));
+            }
+            let is_index = [media::IMAGE_INDEX, media::DOCKER_LIST].contains(&&*descriptor.media_type().to_string());
+            if is_index && depth < DEPTH_LIMIT && seen.insert(descriptor.digest().to_string()) {
+                let index = self.read_index(&descriptor)?;
+                pending.extend(index.manifests().iter().rev().map(|child| (child.clone(), depth + 1)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a document of any kind as JSON, checked against its descriptor's size and digest.
+    pub fn read_value(&self, descriptor: &Descriptor, expected: &'static str) -> Result<Value, Error> {
+        self.read_document(descriptor, expected)
+    }
+
+    /// Reads the bytes of a document, checked against its descriptor's size and digest.
+    pub fn read_bytes(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        let read = || {
+            let path = self.readable_path(descriptor).map_err(Ok)?;
+            self.checked_bytes(descriptor, &path)
+        };
+        read().map_err(|problem| self.unreadable(descriptor, problem))
+    }
+
     /// Reads everything that `index.json` leads to and checks sizes and digests. All problems are reported at once.
     pub fn verify(&self) -> Result<Verified, Error> {
         let mut verified = Verified { blobs: 0, bytes: 0 };
@@ -219,8 +264,9 @@ impl Layout {
         descriptor: &Descriptor,
         depth: usize,
     ) -> Result<Vec<Descriptor>, Result<BlobProblem, Error>> {
-        let is_index = *descriptor.media_type() == MediaType::ImageIndex;
-        if is_index || *descriptor.media_type() == MediaType::ImageManifest {
+        let media_type = descriptor.media_type().to_string();
+        let is_index = [media::IMAGE_INDEX, media::DOCKER_LIST].contains(&&*media_type);
+        if is_index || [media::IMAGE_MANIFEST, media::DOCKER_MANIFEST].contains(&&*media_type) {
             if depth >= DEPTH_LIMIT {
                 return Err(Ok(BlobProblem::TooDeep { limit: DEPTH_LIMIT }));
             }
@@ -250,12 +296,16 @@ impl Layout {
             let bytes = self.checked_bytes(descriptor, &path)?;
             document(&bytes, expected).map_err(Ok)
         };
-        read().map_err(|problem| match problem {
+        read().map_err(|problem| self.unreadable(descriptor, problem))
+    }
+
+    fn unreadable(&self, descriptor: &Descriptor, problem: Result<BlobProblem, Error>) -> Error {
+        match problem {
             Ok(problem) => {
                 Error::UnreadableBlob { dir: self.dir.clone(), digest: descriptor.digest().to_string(), problem }
             }
             Err(error) => error,
-        })
+        }
     }
 
     /// The path of a document that may be read whole.
@@ -332,16 +382,6 @@ pub(crate) fn sha256(digest: &Digest) -> Option<Sha256> {
 /// Our digest as `oci-spec`'s.
 pub(crate) fn oci_digest(digest: &Sha256) -> Digest {
     format!("sha256:{digest}").parse().expect("64 lower-case hexadecimal digits are a sha256 digest")
-}
-
-fn describe(metadata: &fs::Metadata) -> &'static str {
-    if metadata.is_dir() {
-        "a directory"
-    } else if metadata.is_symlink() {
-        "a link to a directory"
-    } else {
-        "a special file"
-    }
 }
 
 /// Whether a layout may be made in `dir`: it is missing, empty, or holds only what a killed run began with.

@@ -23,20 +23,28 @@
 //! - A layout is untrusted: a digest is parsed before it becomes a path, and a document is bounded before it is read.
 //! - No network and no terminal. Registries are another crate's work.
 
+mod blob;
 mod error;
 mod json;
 mod layout;
 pub mod media;
 mod modelfile;
 mod modelpack;
+mod package;
 mod publish;
 mod reference;
+mod tar;
 mod template;
 
+pub use blob::{Blob, BlobReader, Piece};
 pub use error::{BlobProblem, Error, FieldProblem, ModelfileProblem, ReferenceProblem};
 pub use layout::{Layout, Stored, Verified};
 pub use modelfile::{Instruction, Modelfile, Parameter, ParameterKind, Role, parameter_names};
 pub use modelpack::{ModelConfig, param_size};
-pub use publish::{Artifact, ExtraFile, LayerKind, ModelFormat, PublishRequest, Published, PublishedManifest, publish};
+pub use package::{Package, PackageStored, PackedDocument};
+pub use publish::{
+    Artifact, BaseImage, BasePlatform, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind, ModelFormat, Packed,
+    PublishRequest, Published, PublishedManifest, pack, publish,
+};
 pub use reference::{Reference, Tag};
 pub use template::{ChatTemplate, NotTranslatable, Note, Translation, translate};

@@ -9,10 +9,9 @@
 //!
 //! The config's JSON schema allows no field of its own making, so what it has no field for goes into annotations.
 
-use crate::layout::oci_digest;
 use crate::publish::{LayerKind, ModelFormat, StagedFile};
 use crate::{Error, FieldProblem, json, media};
-use oci_spec::image::{Descriptor, DescriptorBuilder, ImageManifest, ImageManifestBuilder};
+use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -193,7 +192,7 @@ pub(crate) fn config(
         version: config.version.as_deref(),
     };
     // The layers are not archived or compressed, so the hash of a layer's content is the layer's digest.
-    let diff_ids = files.iter().map(|f| format!("sha256:{}", f.stored.digest)).collect();
+    let diff_ids = files.iter().map(|f| format!("sha256:{}", f.blob.digest())).collect();
     Ok(json::canonical(&Document {
         config: technical,
         descriptor: general,
@@ -204,7 +203,7 @@ pub(crate) fn config(
 /// The manifest of a model.
 pub(crate) fn manifest(
     config: Descriptor,
-    files: &[StagedFile],
+    layers: Vec<Descriptor>,
     annotations: &BTreeMap<String, String>,
 ) -> ImageManifest {
     ImageManifestBuilder::default()
@@ -212,19 +211,24 @@ pub(crate) fn manifest(
         .media_type(media::media_type(media::IMAGE_MANIFEST))
         .artifact_type(media::media_type(media::MODEL_MANIFEST))
         .config(config)
-        .layers(files.iter().map(layer).collect::<Vec<_>>())
+        .layers(layers)
         .annotations(annotations.clone().into_iter().collect::<std::collections::HashMap<_, _>>())
         .build()
         .expect("every required field is set")
 }
 
-fn layer(file: &StagedFile) -> Descriptor {
-    let media_type = match file.kind {
+/// The media type of a layer.
+pub(crate) fn layer_type(kind: LayerKind) -> &'static str {
+    match kind {
         LayerKind::Weight => media::WEIGHT_RAW,
         LayerKind::WeightConfig => media::WEIGHT_CONFIG_RAW,
-        LayerKind::Doc => media::DOC_RAW,
+        LayerKind::Doc | LayerKind::TensorMap => media::DOC_RAW,
         LayerKind::Code => media::CODE_RAW,
-    };
+    }
+}
+
+/// The descriptor of a file's layer.
+pub(crate) fn layer(file: &StagedFile, mut blob: Descriptor) -> Descriptor {
     let mut annotations = std::collections::HashMap::from([
         (media::FILEPATH.to_owned(), file.name.clone()),
         (media::TITLE.to_owned(), file.name.clone()),
@@ -232,13 +236,11 @@ fn layer(file: &StagedFile) -> Descriptor {
     if file.untested {
         annotations.insert(media::MEDIATYPE_UNTESTED.to_owned(), "true".to_owned());
     }
-    DescriptorBuilder::default()
-        .media_type(media::media_type(media_type))
-        .digest(oci_digest(&file.stored.digest))
-        .size(file.stored.byte_len)
-        .annotations(annotations)
-        .build()
-        .expect("every required field is set")
+    if file.kind == LayerKind::TensorMap {
+        annotations.insert(media::TENSOR_MAP.to_owned(), "v1".to_owned());
+    }
+    blob.set_annotations(Some(annotations));
+    blob
 }
 
 /// The specification's word for a variant that is a float type.

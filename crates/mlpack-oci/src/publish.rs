@@ -1,24 +1,77 @@
-//! Publishing models into an image layout: files become blobs, blobs become manifests, manifests get tags.
+//! Publishing models: files become blobs, blobs become manifests, manifests get tags.
 //!
 //! ```text
-//! stage      every file of an artifact -> one blob (hashed, stored once whatever refers to it)
-//! describe   the staged files -> a ModelPack config and manifest       (another ecosystem is another such step)
+//! stage      every file of an artifact -> one blob (hashed, kept once whatever refers to it)
+//! describe   the staged files -> the manifest of each ecosystem that was asked for
 //! tag        one artifact: TAG -> manifest
 //!            several: TAG-<variant> -> manifest each, then TAG -> an index of them
+//!            several ecosystems: the one with the plain tags, and TAG[-<variant>]-<ecosystem> for the others
 //! ```
 
-use crate::layout::oci_digest;
 use crate::modelpack::{self, ModelConfig};
+use crate::package::Package;
 use crate::reference::Tag;
-use crate::{Error, FieldProblem, Layout, Stored, json, media};
+use crate::{Blob, Error, FieldProblem, Layout, Modelfile, media};
 use mlpack_fs::Sha256;
 use oci_spec::image::{Descriptor, ImageIndexBuilder};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+mod docker;
 mod files;
+mod image;
+mod ollama;
 
 pub use files::{ExtraFile, LayerKind};
+pub use image::{BaseImage, BasePlatform, ImageOptions};
+
+/// Who a manifest is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ecosystem {
+    /// CNCF ModelPack: modctl, KitOps, Docker Hub's models, CRI-O.
+    ModelPack,
+    /// Ollama.
+    Ollama,
+    /// Docker Model Runner.
+    Docker,
+    /// A plain OCI image with the model in a layer: podman, Kubernetes image volumes; runnable on a base.
+    Image,
+}
+
+impl Ecosystem {
+    /// All of them.
+    pub const ALL: [Ecosystem; 4] = [Ecosystem::ModelPack, Ecosystem::Ollama, Ecosystem::Docker, Ecosystem::Image];
+
+    /// Its word in options and tags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ecosystem::ModelPack => "modelpack",
+            Ecosystem::Ollama => "ollama",
+            Ecosystem::Docker => "docker",
+            Ecosystem::Image => "image",
+        }
+    }
+}
+
+/// What runtimes want to know beyond ModelPack's fields.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// The Modelfile of a GGUF: its template, system message, parameters and licences become layers for Ollama.
+    pub modelfile: Option<Modelfile>,
+    /// `general.architecture` of a GGUF.
+    pub architecture: Option<String>,
+    /// `general.file_type` of a GGUF.
+    pub file_type: Option<u32>,
+    /// The context length in tokens.
+    pub context_length: Option<u64>,
+    /// Scalar metadata of a GGUF as text, for Docker's config.
+    pub metadata: BTreeMap<String, String>,
+    /// The tensor map of a GGUF (`docs/publishing.md`), which becomes a small layer.
+    pub tensor_map: Option<Vec<u8>>,
+    /// Statements about the artifact, which become a referrer of its manifests.
+    pub claims: Option<PathBuf>,
+}
 
 /// The format of a model's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +108,8 @@ pub struct Artifact {
     pub config: ModelConfig,
     /// Files that go with it and lie elsewhere: Modelfile, LICENSE, provenance statements.
     pub extra: Vec<ExtraFile>,
+    /// What runtimes want to know.
+    pub details: Details,
 }
 
 /// What to publish. No clock, host name or path of this machine is added to it.
@@ -64,6 +119,10 @@ pub struct PublishRequest<'a> {
     pub artifacts: &'a [Artifact],
     /// The tag of the whole.
     pub tag: &'a Tag,
+    /// Who the manifests are for; none is ModelPack. ModelPack has the plain tags where it is among them, else the first.
+    pub ecosystems: &'a [Ecosystem],
+    /// The base and the configuration of images.
+    pub image: &'a ImageOptions,
     /// Annotations for every manifest and for the index.
     pub annotations: &'a BTreeMap<String, String>,
     /// Digests of source files that the caller computed itself, by the path given here; those files are not read again
@@ -71,21 +130,43 @@ pub struct PublishRequest<'a> {
     pub digests: &'a BTreeMap<PathBuf, Sha256>,
 }
 
-/// A manifest or an index that is in the layout and has its tag.
+/// A manifest or an index with its tag.
 #[derive(Clone, Debug)]
 pub struct PublishedManifest {
     /// Its tag.
     pub tag: Tag,
+    /// Who it is for.
+    pub ecosystem: Ecosystem,
     /// Its descriptor.
     pub descriptor: Descriptor,
     /// Its digest.
     pub digest: Sha256,
 }
 
+/// A package with what is in it.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Blobs, documents and tags.
+    pub package: Package,
+    /// One manifest per artifact and ecosystem: ecosystem by ecosystem as asked for, each ordered by tag.
+    pub manifests: Vec<PublishedManifest>,
+    /// The index over the manifests with plain tags, when there is more than one artifact.
+    pub index: Option<PublishedManifest>,
+    /// Hidden files and directories that were left out.
+    pub left_out: Vec<PathBuf>,
+}
+
+impl Packed {
+    /// What the tag of the request points at: the index, or the only manifest with a plain tag.
+    pub fn root(&self) -> &PublishedManifest {
+        self.index.as_ref().unwrap_or(&self.manifests[0])
+    }
+}
+
 /// What [`publish`] did.
 #[derive(Clone, Debug)]
 pub struct Published {
-    /// One manifest per artifact, ordered by tag.
+    /// One manifest per artifact and ecosystem.
     pub manifests: Vec<PublishedManifest>,
     /// The index over them, when there is more than one.
     pub index: Option<PublishedManifest>,
@@ -102,16 +183,9 @@ impl Published {
     pub fn root(&self) -> &PublishedManifest {
         self.index.as_ref().unwrap_or(&self.manifests[0])
     }
-
-    fn count(&mut self, stored: &Stored) {
-        match stored.written {
-            true => self.bytes_written += stored.byte_len,
-            false => self.bytes_skipped += stored.byte_len,
-        }
-    }
 }
 
-/// A file of an artifact that is a blob of the layout.
+/// A file of an artifact as a blob.
 #[derive(Clone, Debug)]
 pub(crate) struct StagedFile {
     /// Its path inside the artifact, with `/`.
@@ -121,43 +195,153 @@ pub(crate) struct StagedFile {
     /// Whether the kind is a guess.
     pub untested: bool,
     /// The blob.
-    pub stored: Stored,
+    pub blob: Blob,
 }
 
 /// Publishes models into a layout: blobs first, then variant tags, the tag of the whole last.
 pub fn publish(layout: &Layout, request: &PublishRequest<'_>) -> Result<Published, Error> {
+    let packed = pack(request)?;
+    let stored = packed.package.store(layout)?;
+    Ok(Published {
+        manifests: packed.manifests,
+        index: packed.index,
+        bytes_written: stored.bytes_written,
+        bytes_skipped: stored.bytes_skipped,
+        left_out: packed.left_out,
+    })
+}
+
+/// Works out all blobs, documents and tags. Files are read for their digests and for nothing else.
+pub fn pack(request: &PublishRequest<'_>) -> Result<Packed, Error> {
     check_annotations(request.annotations)?;
+    let ecosystems = ecosystems(request.ecosystems);
     let variants = variants(request)?;
-    // Every directory is listed before the first byte is copied, so that what cannot be published is found at once.
+    // Every directory is listed before the first byte is hashed, so that what cannot be published is found at once.
     let mut listings = Vec::new();
     for (tag, artifact) in &variants {
+        for ecosystem in &ecosystems {
+            check_format(artifact, *ecosystem)?;
+        }
         listings.push((tag, *artifact, files::list(artifact)?));
     }
-    let mut published =
-        Published { manifests: Vec::new(), index: None, bytes_written: 0, bytes_skipped: 0, left_out: Vec::new() };
-    let mut entries = Vec::new();
+    let mut packed = Packed { package: Package::default(), manifests: Vec::new(), index: None, left_out: Vec::new() };
+    let mut models = Vec::new();
     for (tag, artifact, listing) in listings {
-        let mut staged = Vec::with_capacity(listing.files.len());
+        let mut files = Vec::with_capacity(listing.files.len());
         for file in listing.files {
-            let stored = layout.put_blob_file(&file.path, request.digests.get(&file.path).copied())?;
-            published.count(&stored);
-            staged.push(StagedFile { name: file.name, kind: file.kind, untested: file.untested, stored });
+            let blob = Blob::of_file(&file.path, request.digests.get(&file.path).copied())?;
+            files.push(StagedFile { name: file.name, kind: file.kind, untested: file.untested, blob });
         }
-        published.left_out.extend(listing.left_out);
-        let facts = facts(artifact, &staged);
-        let (manifest, entry) = describe(layout, request, artifact, &staged, &facts, &mut published)?;
-        entries.push(entry);
-        published.manifests.push(PublishedManifest { tag: tag.clone(), ..manifest });
+        packed.left_out.extend(listing.left_out);
+        models.push(Model { tag: tag.clone(), artifact, facts: facts(artifact, &files), files });
     }
-    for manifest in &published.manifests {
-        layout.tag(&manifest.descriptor, &manifest.tag)?;
+    let mut entries = Vec::new();
+    for (at, ecosystem) in ecosystems.iter().enumerate() {
+        for model in &models {
+            let mut descriptor = match ecosystem {
+                Ecosystem::ModelPack => describe(&mut packed.package, request, model)?,
+                Ecosystem::Ollama => ollama::describe(&mut packed.package, model)?,
+                Ecosystem::Docker => docker::describe(&mut packed.package, model)?,
+                Ecosystem::Image => image::describe(&mut packed.package, request, model)?,
+            };
+            let digest = crate::layout::sha256(descriptor.digest()).expect("our documents have sha256 digests");
+            let tag = match at {
+                0 => model.tag.clone(),
+                _ => model.tag.with_suffix(ecosystem.name()).ok_or_else(|| no_label(request, model, ecosystem.name()))?,
+            };
+            attach_claims(&mut packed.package, model, &descriptor, digest)?;
+            packed.package.tag(tag.clone(), digest);
+            let manifest = PublishedManifest { tag, ecosystem: *ecosystem, descriptor: descriptor.clone(), digest };
+            packed.manifests.push(manifest);
+            if at == 0 {
+                // No `artifactType` on the entry: skopeo 1.9.3 (Debian 12) drops it when it copies an index, and the digest
+                // with it.
+                descriptor.set_annotations(Some(model.facts.clone().into_iter().collect()));
+                entries.push(descriptor);
+            }
+        }
     }
     if entries.len() > 1 {
-        let index = put_index(layout, request, entries, &mut published)?;
-        layout.tag(&index.descriptor, &index.tag)?;
-        published.index = Some(index);
+        let builder = ImageIndexBuilder::default()
+            .schema_version(2u32)
+            .media_type(media::media_type(media::IMAGE_INDEX))
+            .manifests(entries);
+        let builder = match request.annotations.is_empty() {
+            true => builder,
+            false => builder.annotations(request.annotations.clone().into_iter().collect::<HashMap<_, _>>()),
+        };
+        let index = builder.build().expect("every required field is set");
+        let descriptor = packed.package.add_document(media::IMAGE_INDEX, &index);
+        let digest = crate::layout::sha256(descriptor.digest()).expect("our documents have sha256 digests");
+        packed.package.tag(request.tag.clone(), digest);
+        let tag = request.tag.clone();
+        packed.index = Some(PublishedManifest { tag, ecosystem: ecosystems[0], descriptor, digest });
     }
-    Ok(published)
+    Ok(packed)
+}
+
+/// An artifact with its blobs.
+pub(crate) struct Model<'a> {
+    pub tag: Tag,
+    pub artifact: &'a Artifact,
+    pub files: Vec<StagedFile>,
+    pub facts: BTreeMap<String, String>,
+}
+
+/// The ecosystems once each, the one with the plain tags first.
+fn ecosystems(asked: &[Ecosystem]) -> Vec<Ecosystem> {
+    let mut list = Vec::new();
+    for ecosystem in asked {
+        if !list.contains(ecosystem) {
+            list.push(*ecosystem);
+        }
+    }
+    match list.iter().position(|e| *e == Ecosystem::ModelPack) {
+        Some(at) => list[..=at].rotate_right(1),
+        None if list.is_empty() => list.push(Ecosystem::ModelPack),
+        None => {}
+    }
+    list
+}
+
+fn check_format(artifact: &Artifact, ecosystem: Ecosystem) -> Result<(), Error> {
+    let takes = match ecosystem {
+        Ecosystem::ModelPack | Ecosystem::Image => true,
+        Ecosystem::Ollama => artifact.format == ModelFormat::Gguf,
+        Ecosystem::Docker => artifact.format != ModelFormat::Onnx,
+    };
+    match takes {
+        true => Ok(()),
+        false => Err(Error::FormatNotTaken {
+            path: artifact.path.clone(),
+            ecosystem: ecosystem.name(),
+            format: artifact.format.name(),
+        }),
+    }
+}
+
+/// Statements about an artifact refer to each of its manifests.
+fn attach_claims(package: &mut Package, model: &Model<'_>, subject: &Descriptor, digest: Sha256) -> Result<(), Error> {
+    let Some(path) = &model.artifact.details.claims else { return Ok(()) };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let config = package.add_blob(media::EMPTY, Blob::of_bytes(b"{}".to_vec()));
+    let mut layer = package.add_blob(media::CLAIMS, Blob::of_file(path, None)?);
+    layer.set_annotations(Some(HashMap::from([(media::TITLE.to_owned(), name)])));
+    let subject = Descriptor::new(subject.media_type().clone(), subject.size(), subject.digest().clone());
+    let referrer = json!({
+        "schemaVersion": 2, "mediaType": media::IMAGE_MANIFEST, "artifactType": media::CLAIMS,
+        "config": config, "layers": [layer], "subject": subject,
+    });
+    package.add_referrer(&referrer, digest);
+    Ok(())
+}
+
+fn no_label(request: &PublishRequest<'_>, model: &Model<'_>, label: &str) -> Error {
+    Error::VariantLabel {
+        path: model.artifact.path.clone(),
+        tag: request.tag.to_string(),
+        label: label.to_owned(),
+    }
 }
 
 /// The artifacts with their tags, ordered by tag.
@@ -183,51 +367,51 @@ fn variants<'a>(request: &PublishRequest<'a>) -> Result<BTreeMap<Tag, &'a Artifa
 
 /// The annotations of a variant: on its manifest and on its entry in the index.
 fn facts(artifact: &Artifact, files: &[StagedFile]) -> BTreeMap<String, String> {
-    let weights: Vec<&Stored> = files.iter().filter(|f| f.kind == LayerKind::Weight).map(|f| &f.stored).collect();
+    let weights: Vec<&Blob> = files.iter().filter(|f| f.kind == LayerKind::Weight).map(|f| &f.blob).collect();
     let mut facts = BTreeMap::from([
         (media::FORMAT.to_owned(), artifact.format.name().to_owned()),
-        (media::WEIGHT_SIZE.to_owned(), weights.iter().map(|w| w.byte_len).sum::<u64>().to_string()),
+        (media::WEIGHT_SIZE.to_owned(), weights.iter().map(|w| w.byte_len()).sum::<u64>().to_string()),
     ]);
     if let Some(variant) = &artifact.variant {
         facts.insert(media::VARIANT.to_owned(), variant.clone());
     }
     if let [weight] = weights[..] {
-        facts.insert(media::WEIGHT_DIGEST.to_owned(), format!("sha256:{}", weight.digest));
+        facts.insert(media::WEIGHT_DIGEST.to_owned(), format!("sha256:{}", weight.digest()));
     }
     facts
 }
 
-/// Writes the ModelPack config and manifest of an artifact; returns the manifest and its entry for an index.
-fn describe(
-    layout: &Layout,
-    request: &PublishRequest<'_>,
-    artifact: &Artifact,
-    files: &[StagedFile],
-    facts: &BTreeMap<String, String>,
-    published: &mut Published,
-) -> Result<(PublishedManifest, Descriptor), Error> {
-    let bytes = modelpack::config(&artifact.config, artifact.format, artifact.variant.as_deref(), files)?;
-    let config = layout.put_blob_bytes(&bytes)?;
-    published.count(&config);
-    let mut annotations = facts.clone();
-    if let Some(title) = artifact.config.title.as_ref().or(artifact.config.name.as_ref()) {
+/// The annotations of a model's manifest.
+fn annotations(request: &PublishRequest<'_>, model: &Model<'_>) -> BTreeMap<String, String> {
+    let config = &model.artifact.config;
+    let mut annotations = model.facts.clone();
+    if let Some(title) = config.title.as_ref().or(config.name.as_ref()) {
         annotations.insert(media::TITLE.to_owned(), title.clone());
     }
-    if !artifact.config.licenses.is_empty() {
-        annotations.insert(media::LICENSES.to_owned(), spdx_and(&artifact.config.licenses));
+    if !config.licenses.is_empty() {
+        annotations.insert(media::LICENSES.to_owned(), spdx_and(&config.licenses));
     }
     annotations.extend(request.annotations.clone());
-    let config = Descriptor::new(media::media_type(media::MODEL_CONFIG), config.byte_len, oci_digest(&config.digest));
-    let manifest = modelpack::manifest(config, files, &annotations);
-    let stored = layout.put_blob_bytes(&json::canonical(&manifest))?;
-    published.count(&stored);
-    let descriptor =
-        Descriptor::new(media::media_type(media::IMAGE_MANIFEST), stored.byte_len, oci_digest(&stored.digest));
-    // No `artifactType` on the entry: skopeo 1.9.3 (Debian 12) drops it when it copies an index, and the digest with it.
-    let mut entry = descriptor.clone();
-    entry.set_annotations(Some(facts.clone().into_iter().collect()));
-    let manifest = PublishedManifest { tag: request.tag.clone(), descriptor, digest: stored.digest };
-    Ok((manifest, entry))
+    annotations
+}
+
+/// The ModelPack config and manifest of a model.
+fn describe(package: &mut Package, request: &PublishRequest<'_>, model: &Model<'_>) -> Result<Descriptor, Error> {
+    let artifact = model.artifact;
+    let mut files = model.files.clone();
+    if let Some(map) = &artifact.details.tensor_map {
+        let name = format!("{}.tensors.json", artifact.path.file_name().unwrap_or_default().to_string_lossy());
+        let blob = Blob::of_bytes(map.clone());
+        files.push(StagedFile { name, kind: LayerKind::TensorMap, untested: false, blob });
+    }
+    let bytes = modelpack::config(&artifact.config, artifact.format, artifact.variant.as_deref(), &files)?;
+    let config = package.add_blob(media::MODEL_CONFIG, Blob::of_bytes(bytes));
+    let mut layers = Vec::with_capacity(files.len());
+    for file in &files {
+        layers.push(modelpack::layer(file, package.add_blob(modelpack::layer_type(file.kind), file.blob.clone())));
+    }
+    let manifest = modelpack::manifest(config, layers, &annotations(request, model));
+    Ok(package.add_document(media::IMAGE_MANIFEST, &manifest))
 }
 
 /// One SPDX expression that demands them all; `AND` binds tighter than `OR`.
@@ -237,28 +421,6 @@ fn spdx_and(licenses: &[String]) -> String {
         false => l.clone(),
     };
     licenses.iter().map(part).collect::<Vec<_>>().join(" AND ")
-}
-
-fn put_index(
-    layout: &Layout,
-    request: &PublishRequest<'_>,
-    entries: Vec<Descriptor>,
-    published: &mut Published,
-) -> Result<PublishedManifest, Error> {
-    let builder = ImageIndexBuilder::default()
-        .schema_version(2u32)
-        .media_type(media::media_type(media::IMAGE_INDEX))
-        .manifests(entries);
-    let builder = match request.annotations.is_empty() {
-        true => builder,
-        false => builder.annotations(request.annotations.clone().into_iter().collect::<HashMap<_, _>>()),
-    };
-    let index = builder.build().expect("every required field is set");
-    let stored = layout.put_blob_bytes(&json::canonical(&index))?;
-    published.count(&stored);
-    let descriptor =
-        Descriptor::new(media::media_type(media::IMAGE_INDEX), stored.byte_len, oci_digest(&stored.digest));
-    Ok(PublishedManifest { tag: request.tag.clone(), descriptor, digest: stored.digest })
 }
 
 fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), Error> {

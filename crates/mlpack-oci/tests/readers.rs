@@ -6,7 +6,8 @@
 #![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 use mlpack_oci::{
-    Artifact, ExtraFile, LayerKind, Layout, ModelConfig, ModelFormat, PublishRequest, Published, publish,
+    Artifact, Details, ExtraFile, ImageOptions, LayerKind, Layout, ModelConfig, ModelFormat, PublishRequest, Published,
+    publish,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,11 +43,14 @@ fn published(dir: &Path) -> (PathBuf, Published) {
         variant: Some(quant.to_owned()),
         config: ModelConfig { name: Some("legal-qa".to_owned()), ..ModelConfig::default() },
         extra: vec![ExtraFile { path: readme.clone(), name: "README.md".to_owned(), kind: LayerKind::Doc }],
+        details: Details::default(),
     });
     let layout = Layout::open_or_create(&dir.join("layout")).unwrap();
     let request = PublishRequest {
         artifacts: &artifacts,
         tag: &"1.0".parse().unwrap(),
+        ecosystems: &[],
+        image: &ImageOptions::default(),
         annotations: &BTreeMap::new(),
         digests: &BTreeMap::new(),
     };

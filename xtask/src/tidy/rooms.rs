@@ -27,6 +27,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("mlpack-provenance", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-oci", &["mlpack-tensor", "mlpack-fs"]),
+    ("mlpack-registry", &["mlpack-tensor", "mlpack-fs", "mlpack-oci"]),
     (
         "mlpack",
         &[
@@ -40,6 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mlpack-convert",
             "mlpack-provenance",
             "mlpack-oci",
+            "mlpack-registry",
         ],
     ),
 ];

@@ -1,6 +1,7 @@
 //! Layouts as we write them, and as someone else might.
 
 use super::*;
+use oci_spec::image::MediaType;
 use oci_spec::image::DescriptorBuilder;
 
 fn layout() -> (tempfile::TempDir, Layout) {

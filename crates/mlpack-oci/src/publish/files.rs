@@ -23,6 +23,8 @@ pub enum LayerKind {
     Doc,
     /// Code.
     Code,
+    /// The tensor map of a GGUF, for clients that fetch only what changed.
+    TensorMap,
 }
 
 /// A file that goes with an artifact and lies elsewhere.
