@@ -232,7 +232,7 @@ fn publishing_what_is_no_artifact() {
     refuses("publish-nothing", &dir, &["publish", "absent.gguf", "oci:layout:v1"], ENVIRONMENT);
     let model = fixture("legal-qa/dataset.jsonl").display().to_string();
     refuses("publish-dataset", &dir, &["publish", &model, "oci:layout:v1"], USAGE);
-    refuses("publish-registry", &dir, &["publish", &base(), "registry.example/models/m:v1"], USAGE);
+    refuses("publish-registry", &dir, &["publish", &base(), "registry.example/models/m"], USAGE);
 }
 
 /// A file system of two megabytes in a mount namespace of its own; the largest output needs nine.

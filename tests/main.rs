@@ -7,6 +7,7 @@
 //! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
 //! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
 //! | `cli_release` | the legal-qa release: files, layout, Modelfile, trace back to run 4c421e9c… |
+//! | `cli_registry` | publish, pull, serve, export, import, deploy, against a real registry |
 //! | `cli_errors` | every bad input: message snapshot, exit code, nothing left behind |
 //! | `determinism` | thread counts, memory budgets and repeated runs give the same bytes |
 //! | `interop` | our files read by other implementations |
@@ -19,6 +20,7 @@ mod cli_diff;
 mod cli_errors;
 mod cli_merge;
 mod cli_quantize;
+mod cli_registry;
 mod cli_release;
 mod determinism;
 mod interop;

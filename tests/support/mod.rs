@@ -1,5 +1,7 @@
 //! A directory for a test, the command to test, and failures that say everything.
 
+pub mod registry;
+
 use mlpack_fs::hash_file;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -80,6 +82,11 @@ pub fn mlpack(dir: &TestDir) -> Mlpack {
 impl Mlpack {
     pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Mlpack {
         self.command.args(args);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &Path) -> Mlpack {
+        self.command.env(name, value);
         self
     }
 

@@ -7,7 +7,15 @@ use anyhow::Result;
 /// Installs the peers of the default run, then runs every test and doctest with peers required: a test whose peer is
 /// missing fails and names it.
 pub fn command(arguments: &[&str]) -> Result<()> {
-    for (program, package) in [("skopeo", "skopeo"), ("umoci", "umoci"), ("unshare", "util-linux")] {
+    const PEERS: [(&str, &str); 6] = [
+        ("skopeo", "skopeo"),
+        ("umoci", "umoci"),
+        ("docker-registry", "docker-registry"),
+        ("htpasswd", "apache2-utils"),
+        ("openssl", "openssl"),
+        ("unshare", "util-linux"),
+    ];
+    for (program, package) in PEERS {
         ensure(program, package)?;
     }
     let test = |what: &[&str]| {

@@ -84,6 +84,16 @@ impl Blob {
         Ok(Blob { digest: hasher.finish(), ..blob })
     }
 
+    /// A blob that is known and not here: it can be named, and taken over where it is, but not read.
+    pub fn elsewhere(digest: Sha256, byte_len: u64) -> Blob {
+        Blob { digest, byte_len, pieces: Vec::new() }
+    }
+
+    /// Whether its bytes can be read.
+    pub fn is_here(&self) -> bool {
+        self.byte_len == 0 || !self.pieces.is_empty()
+    }
+
     /// Its digest.
     pub fn digest(&self) -> &Sha256 {
         &self.digest

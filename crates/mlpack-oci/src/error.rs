@@ -129,6 +129,22 @@ pub enum Error {
         /// The format's word.
         format: &'static str,
     },
+    /// A manifest or an archive that holds what cannot become files.
+    #[error("cannot read what the artifact holds\n  expected: {expected}\n  found:    `{}`", Escaped(found))]
+    Contents {
+        /// What it should hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+    /// A name that Ollama does not take.
+    #[error("cannot use `{}` as the name of an Ollama model\n  expected: [HOST/][NAMESPACE/]MODEL[:TAG], each of letters, digits, `_`, `-` and `.`\n  found:    {found}", Escaped(text))]
+    OllamaName {
+        /// The name as it was given.
+        text: String,
+        /// What is wrong.
+        found: &'static str,
+    },
     /// A base image that is none, or that no layer can be added to.
     #[error("cannot use `{}` as a base image\n  expected: {expected}\n  found:    {}", Escaped(base), Escaped(found))]
     NoBase {
@@ -230,6 +246,7 @@ impl Error {
             | Error::VariantLabel { .. }
             | Error::SameFile { .. }
             | Error::InvalidField { .. }
+            | Error::OllamaName { .. }
             | Error::UnknownParameter { .. }
             | Error::ParameterValue { .. } => ErrorKind::Misuse,
             Error::LayoutVersion { .. }
@@ -240,6 +257,7 @@ impl Error {
             | Error::BrokenLayout { .. }
             | Error::NoWeights { .. }
             | Error::NoBase { .. }
+            | Error::Contents { .. }
             | Error::MalformedModelfile { .. } => ErrorKind::Malformed,
             Error::UnreadableBlob { problem, .. } => match problem {
                 BlobProblem::Algorithm => ErrorKind::Unsupported,

@@ -104,31 +104,42 @@ impl Layout {
         self.put_blob(&Blob::of_file(path, expected)?)
     }
 
+    /// Copies a blob into a file, under its name only when its bytes have the digest.
+    pub fn copy_blob(&self, digest: &Sha256, byte_len: u64, path: &Path) -> Result<(), Error> {
+        let source = self.blob_path(digest);
+        let unreadable = |problem| Error::UnreadableBlob {
+            dir: self.dir.clone(),
+            digest: format!("sha256:{digest}"),
+            problem,
+        };
+        check_size(&source, byte_len).map_err(|e| match e {
+            Ok(problem) => unreadable(problem),
+            Err(error) => error,
+        })?;
+        let blob = Blob::of_file(&source, Some(*digest))?;
+        match write_blob(&blob, path) {
+            Err(Error::ContentMismatch { found, .. }) => Err(unreadable(BlobProblem::WrongDigest { found })),
+            result => result,
+        }
+    }
+
+    /// Moves a file that is verified into the layout, as the blob of that digest.
+    pub fn adopt_blob(&self, digest: &Sha256, file: &Path) -> Result<(), Error> {
+        let path = self.blob_path(digest);
+        let len = fs::metadata(file).map_err(|e| mlpack_fs::Error::io(Operation::Open, file, e))?.len();
+        if self.has(digest, len) {
+            return Ok(());
+        }
+        fs::rename(file, &path).map_err(|e| mlpack_fs::Error::io(Operation::Rename, &path, e).into())
+    }
+
     /// Stores a blob from wherever its bytes are. What is there already is not read; what is written is hashed again.
     pub fn put_blob(&self, blob: &Blob) -> Result<Stored, Error> {
         let (digest, byte_len) = (*blob.digest(), blob.byte_len());
         if self.has(&digest, byte_len) {
             return Ok(Stored { digest, byte_len, written: false });
         }
-        let file = AtomicFile::create(&self.blob_path(&digest), byte_len)?;
-        let mut reader = blob.reader(0..byte_len)?;
-        let mut buffer = vec![0; COPY_LEN.min(byte_len as usize)];
-        let mut offset = 0;
-        while offset < byte_len {
-            let len = match reader.read(&mut buffer) {
-                Ok(0) => return Err(blob.read_error(io::ErrorKind::UnexpectedEof.into())),
-                Ok(len) => len,
-                Err(e) => return Err(blob.read_error(e)),
-            };
-            file.write_at(offset, &buffer[..len])?;
-            offset += len as u64;
-        }
-        let found = file.digest()?;
-        if found != digest {
-            let path = blob.file().map_or_else(|| self.blob_path(&digest), Path::to_owned);
-            return Err(Error::ContentMismatch { path, expected: digest, found });
-        }
-        file.seal()?;
+        write_blob(blob, &self.blob_path(&digest))?;
         Ok(Stored { digest, byte_len, written: true })
     }
 
@@ -202,6 +213,32 @@ impl Layout {
     /// Reads an index, checked against its descriptor's size and digest.
     pub fn read_index(&self, descriptor: &Descriptor) -> Result<ImageIndex, Error> {
         self.read_document(descriptor, "an image index")
+    }
+
+    /// The digests of all that `index.json` leads to, in order.
+    pub fn reachable(&self) -> Result<BTreeSet<Sha256>, Error> {
+        let mut found = BTreeSet::new();
+        let mut pending: Vec<(Descriptor, usize)> = self.tags()?.into_iter().map(|(_, d)| (d, 0)).collect();
+        while let Some((descriptor, depth)) = pending.pop() {
+            let Some(digest) = sha256(descriptor.digest()) else { continue };
+            if !found.insert(digest) || depth >= DEPTH_LIMIT {
+                continue;
+            }
+            pending.extend(self.children(&descriptor)?.into_iter().map(|child| (child, depth + 1)));
+        }
+        Ok(found)
+    }
+
+    /// What a manifest or an index names; nothing for any other blob.
+    pub fn children(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>, Error> {
+        match &*descriptor.media_type().to_string() {
+            media::IMAGE_INDEX | media::DOCKER_LIST => Ok(self.read_index(descriptor)?.manifests().clone()),
+            media::IMAGE_MANIFEST | media::DOCKER_MANIFEST => {
+                let manifest = self.read_manifest(descriptor)?;
+                Ok(std::iter::once(manifest.config()).chain(manifest.layers()).cloned().collect())
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// The descriptor of a manifest or an index by its digest: an entry of `index.json`, or of an index that it leads to.
@@ -372,6 +409,31 @@ impl Layout {
         }
         change()
     }
+}
+
+/// Writes a blob into a file, under its name only when its bytes have its digest.
+pub(crate) fn write_blob(blob: &Blob, path: &Path) -> Result<(), Error> {
+    let byte_len = blob.byte_len();
+    let file = AtomicFile::create(path, byte_len)?;
+    let mut reader = blob.reader(0..byte_len)?;
+    let mut buffer = vec![0; COPY_LEN.min(byte_len as usize)];
+    let mut offset = 0;
+    while offset < byte_len {
+        let len = match reader.read(&mut buffer) {
+            Ok(0) => return Err(blob.read_error(io::ErrorKind::UnexpectedEof.into())),
+            Ok(len) => len,
+            Err(e) => return Err(blob.read_error(e)),
+        };
+        file.write_at(offset, &buffer[..len])?;
+        offset += len as u64;
+    }
+    let found = file.digest()?;
+    if found != *blob.digest() {
+        let path = blob.file().unwrap_or(path).to_owned();
+        return Err(Error::ContentMismatch { path, expected: *blob.digest(), found });
+    }
+    file.seal()?;
+    Ok(())
 }
 
 /// The digest as ours, when it is a sha256 digest. `oci-spec` has checked its digits.

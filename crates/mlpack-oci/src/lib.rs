@@ -24,27 +24,35 @@
 //! - No network and no terminal. Registries are another crate's work.
 
 mod blob;
+mod contents;
 mod error;
 mod json;
 mod layout;
 pub mod media;
 mod modelfile;
 mod modelpack;
+mod ollama_store;
 mod package;
 mod publish;
 mod reference;
 mod tar;
 mod template;
+mod tensor_map;
+mod unpack;
 
 pub use blob::{Blob, BlobReader, Piece};
+pub use contents::{Content, Contents, Entry, Form, contents};
 pub use error::{BlobProblem, Error, FieldProblem, ModelfileProblem, ReferenceProblem};
 pub use layout::{Layout, Stored, Verified};
 pub use modelfile::{Instruction, Modelfile, Parameter, ParameterKind, Role, parameter_names};
 pub use modelpack::{ModelConfig, param_size};
+pub use ollama_store::{Installed, OllamaName, OllamaStore};
 pub use package::{Package, PackageStored, PackedDocument};
 pub use publish::{
     Artifact, BaseImage, BasePlatform, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind, ModelFormat, Packed,
-    PublishRequest, Published, PublishedManifest, pack, publish,
+    PublishRequest, Published, PublishedManifest, ollama_request, pack, publish,
 };
 pub use reference::{Reference, Tag};
+pub use tensor_map::{MappedTensor, TensorMap};
+pub use unpack::{archive, unpack, unpack_layout, write_archive};
 pub use template::{ChatTemplate, NotTranslatable, Note, Translation, translate};

@@ -1,11 +1,15 @@
 //! What a push or a layout receives: blobs, the documents that name them, and tags, in that order.
 
 use crate::layout::oci_digest;
-use crate::{Blob, Error, Layout, Tag, json, media};
+use crate::{Blob, BlobProblem, Error, Layout, Tag, json, media};
 use mlpack_fs::Sha256;
 use oci_spec::image::Descriptor;
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// Indexes inside each other.
+const DEPTH_LIMIT: usize = 8;
 
 /// Blobs, documents and tags that go somewhere together.
 ///
@@ -77,6 +81,67 @@ impl Package {
         self.tags.push((tag, digest));
     }
 
+    /// What a tag of a layout leads to, with what refers to it.
+    pub fn of_layout(layout: &Layout, tag: &Tag, as_tag: &Tag) -> Result<Package, Error> {
+        let root = layout.resolve(tag)?;
+        let mut package = Package::default();
+        package.add_from(layout, &root, None, 0)?;
+        let digest = crate::layout::sha256(root.digest()).expect("it was read by this digest");
+        package.tag(as_tag.clone(), digest);
+        for (other, descriptor) in layout.tags()? {
+            // Tags of the variants of an index go along.
+            let digest = crate::layout::sha256(descriptor.digest()).filter(|d| package.document(d).is_some());
+            let suffix = other.as_deref().and_then(|other| other.strip_prefix(tag.as_str())?.strip_prefix('-'));
+            if let (Some(digest), Some(tag)) = (digest, suffix.and_then(|suffix| as_tag.with_suffix(suffix))) {
+                package.tag(tag, digest);
+            }
+        }
+        for (tag, descriptor) in layout.tags()? {
+            let manifest = descriptor.media_type().to_string() == media::IMAGE_MANIFEST;
+            if tag.is_some() || !manifest {
+                continue;
+            }
+            let read = layout.read_manifest(&descriptor)?;
+            let subject = read.subject().as_ref().and_then(|s| crate::layout::sha256(s.digest()));
+            if subject.is_some_and(|subject| package.document(&subject).is_some()) {
+                package.add_from(layout, &descriptor, subject, 0)?;
+            }
+        }
+        Ok(package)
+    }
+
+    fn add_from(
+        &mut self,
+        layout: &Layout,
+        descriptor: &Descriptor,
+        subject: Option<Sha256>,
+        depth: usize,
+    ) -> Result<(), Error> {
+        let media_type = descriptor.media_type().to_string();
+        let is_document = [media::IMAGE_INDEX, media::DOCKER_LIST, media::IMAGE_MANIFEST, media::DOCKER_MANIFEST]
+            .contains(&&*media_type);
+        if !is_document || depth > DEPTH_LIMIT {
+            let digest = crate::layout::sha256(descriptor.digest()).ok_or_else(|| Error::UnreadableBlob {
+                dir: layout.dir().to_owned(),
+                digest: descriptor.digest().to_string(),
+                problem: BlobProblem::Algorithm,
+            })?;
+            let blob = Blob::of_file(&layout.blob_path(&digest), Some(digest))?;
+            if blob.byte_len() != descriptor.size() {
+                let problem = BlobProblem::WrongSize { expected: descriptor.size(), found: blob.byte_len() };
+                let (dir, digest) = (layout.dir().to_owned(), descriptor.digest().to_string());
+                return Err(Error::UnreadableBlob { dir, digest, problem });
+            }
+            self.blobs.entry(digest).or_insert(blob);
+            return Ok(());
+        }
+        for child in layout.children(descriptor)? {
+            self.add_from(layout, &child, None, depth + 1)?;
+        }
+        self.add_bytes(&media_type, layout.read_bytes(descriptor)?, subject);
+        Ok(())
+    }
+
     /// The blobs, ordered by digest.
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
         self.blobs.values()
@@ -124,6 +189,21 @@ impl Package {
             layout.tag(&self.descriptor(document), tag)?;
         }
         Ok(stored)
+    }
+
+    /// The `index.json` of a layout that holds this package and nothing else.
+    pub(crate) fn index(&self) -> Vec<u8> {
+        let mut entries: Vec<Value> = Vec::new();
+        for (tag, digest) in &self.tags {
+            let document = self.document(digest).expect("a tag names a document of its package");
+            let mut entry = serde_json::to_value(self.descriptor(document)).expect("a descriptor serialises");
+            entry["annotations"] = json!({media::REF_NAME: tag.as_str()});
+            entries.push(entry);
+        }
+        for document in self.documents.iter().filter(|document| document.subject.is_some()) {
+            entries.push(serde_json::to_value(self.descriptor(document)).expect("a descriptor serialises"));
+        }
+        json::canonical(&json!({"schemaVersion": 2, "mediaType": media::IMAGE_INDEX, "manifests": entries}))
     }
 
     fn descriptor(&self, document: &PackedDocument) -> Descriptor {

@@ -25,6 +25,7 @@ mod ollama;
 
 pub use files::{ExtraFile, LayerKind};
 pub use image::{BaseImage, BasePlatform, ImageOptions};
+pub use ollama::ollama_request;
 
 /// Who a manifest is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -56,15 +56,23 @@ impl Auth {
         text
     }
 
-    /// Answers a 401: gets a token, or turns to Basic. `false` when there is nothing more to try.
-    pub fn answer(&self, http: &Http, base: &Url, challenge: &Response, scope: &str) -> Result<bool, Failure> {
+    /// Answers a 401 to a request that had the header `used`: gets a token, or turns to Basic. `false` when there is nothing
+    /// more to try.
+    pub fn answer(
+        &self,
+        http: &Http,
+        base: &Url,
+        challenge: &Response,
+        scope: &str,
+        used: Option<&str>,
+    ) -> Result<bool, Failure> {
         for value in challenge.headers.get_all("www-authenticate").iter().filter_map(|v| v.to_str().ok()) {
             for (scheme, parameters) in challenges(value) {
-                if scheme.eq_ignore_ascii_case("basic") && matches!(self.credentials, Some(Credentials::Password { .. })) {
-                    let mut state = self.state.lock().expect("no thread panics holding the lock");
-                    let first = !state.basic;
-                    state.basic = true;
-                    return Ok(first);
+                if let (true, Some(Credentials::Password { user, password })) =
+                    (scheme.eq_ignore_ascii_case("basic"), &self.credentials)
+                {
+                    self.state.lock().expect("no thread panics holding the lock").basic = true;
+                    return Ok(used != Some(&basic(user, password)));
                 }
                 if scheme.eq_ignore_ascii_case("bearer") {
                     let token = self.fetch(http, base, &parameters, scope)?;

@@ -153,7 +153,7 @@ impl Client {
             match response.status {
                 401 if ours && !answered => {
                     answered = true;
-                    if !self.auth.answer(&self.http, &self.base, &response, call.scope)? {
+                    if !self.auth.answer(&self.http, &self.base, &response, call.scope, authorization.as_deref())? {
                         return Ok((response, url));
                     }
                     response.drain();
@@ -320,6 +320,35 @@ impl Repository<'_> {
         match response.content_length() {
             Some(len) => Ok(Some(len)),
             None => Err(self.client.protocol(&call, &url, "a Content-Length", "none".to_owned())),
+        }
+    }
+
+    /// A small blob, such as a config, checked against its digest.
+    pub fn small_blob(&self, digest: &Sha256) -> Result<Vec<u8>, Error> {
+        let scope = self.pull_scope();
+        let call = Call {
+            method: "GET",
+            url: self.url(&format!("blobs/sha256:{digest}")),
+            scope: &scope,
+            operation: &format!("pull blob sha256:{digest} of `{self}`"),
+            headers: &[],
+            content: Content::None,
+        };
+        let (response, url) = self.client.send(&call, "200", |status| status == 200)?;
+        let bytes = match response.bytes(MANIFEST_LIMIT) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                let (operation, url) = (call.operation.to_owned(), url.to_string());
+                return Err(Error::TooLarge { operation, url, limit: MANIFEST_LIMIT });
+            }
+            Err(e) => return Err(self.client.unreachable(&url, io_reason(&e), 1)),
+        };
+        match Sha256::of(&bytes) {
+            found if found == *digest => Ok(bytes),
+            found => {
+                let (operation, url) = (call.operation.to_owned(), url.to_string());
+                Err(Error::WrongDigest { operation, url, expected: *digest, found })
+            }
         }
     }
 

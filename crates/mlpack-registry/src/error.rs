@@ -109,6 +109,14 @@ pub enum Error {
         /// Bytes that the server has.
         found: u64,
     },
+    /// A blob that is not on this machine, and that the registry did not take over from where it is.
+    #[error("cannot push blob sha256:{digest} to `{repository}`\n  expected: the registry takes it over from the repository of the base\n  found:    it does not")]
+    NotHere {
+        /// The blob.
+        digest: Sha256,
+        /// Where it should go.
+        repository: String,
+    },
     /// A document larger than its limit.
     #[error("cannot {operation}\n  at `{url}`\n  expected: at most {limit} bytes\n  found:    more")]
     TooLarge {
@@ -194,6 +202,7 @@ impl Error {
             | Error::Listen { .. }
             | Error::Credentials { .. } => ErrorKind::Io,
             Error::InsecureRealm { .. } | Error::Protocol { .. } | Error::Certificates { .. } => ErrorKind::Malformed,
+            Error::NotHere { .. } => ErrorKind::Unsupported,
             Error::WrongDigest { .. } | Error::WrongLength { .. } => ErrorKind::Mismatch,
             Error::TooLarge { .. } | Error::Redirects { .. } => ErrorKind::Limit,
         }
@@ -218,6 +227,7 @@ impl Error {
                 "run again later: what was transferred is kept, and the next run goes on from there"
             }
             Error::WrongDigest { .. } => "the registry or something before it changed the content; nothing was kept",
+            Error::NotHere { .. } => "copy the base into a layout first, and give --base oci:DIR:TAG",
             Error::NoSpace { .. } => "free some space or choose another output directory",
             _ => return None,
         };

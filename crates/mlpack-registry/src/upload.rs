@@ -197,6 +197,9 @@ impl Upload<'_> {
         let digest = format!("sha256:{}", self.blob.digest());
         let mut url = self.repository.url("blobs/uploads/");
         let mount = self.from.pop();
+        if mount.is_none() && !self.blob.is_here() {
+            return Err(Error::NotHere { digest: *self.blob.digest(), repository: self.repository.to_string() });
+        }
         if let Some(from) = &mount {
             url = url.with_parameter("mount", &digest).with_parameter("from", from);
         }
@@ -220,7 +223,9 @@ impl Upload<'_> {
                     return Err(self.repository.client.protocol(&call, &url, "a Location", found));
                 };
                 response.drain();
-                self.session = Some(Open { url: location, offset: 0 });
+                if self.blob.is_here() {
+                    self.session = Some(Open { url: location, offset: 0 });
+                }
                 Ok(Step::Changed)
             }
             // A mount that is refused is no reason not to send the blob.

@@ -14,7 +14,7 @@ pub enum Exit {
     Usage = 2,
     /// An input is malformed, not supported, over a limit, or does not fit another one.
     BadInput = 3,
-    /// The environment: a missing file, a full disk, a permission.
+    /// The environment: a missing file, a full disk, a permission, a network.
     Environment = 4,
     /// A bug of mlpack.
     Internal = 70,
@@ -23,7 +23,7 @@ pub enum Exit {
 /// The text of `--help` about exit codes.
 pub const HELP: &str = "Exit codes: 0 done; 1 the answer is no (a trace that does not hold, an \
     error over its limit); 2 usage; 3 bad input; \
-    4 environment (missing file, full disk, permission); 70 a bug, please report it.";
+    4 environment (missing file, full disk, permission, network); 70 a bug, please report it.";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
@@ -51,6 +51,7 @@ macro_rules! first_library_error {
         $error.chain().find_map(|cause| {
             None.or_else(|| cause.downcast_ref::<mlpack_convert::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_provenance::Error>().map(|$e| $answer))
+                .or_else(|| cause.downcast_ref::<mlpack_registry::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_oci::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_arch::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_gguf::Error>().map(|$e| $answer))

@@ -10,7 +10,7 @@ mod lineage;
 mod show;
 
 use clap::Parser as _;
-use cli::{Cli, Command};
+use cli::{Cli, Command, DeployCommand};
 use exit::Exit;
 use std::process::ExitCode;
 
@@ -41,6 +41,11 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Check(args) => commands::check(&args, &out),
         Command::Diff(args) => commands::diff(&args, &out),
         Command::Publish(args) => commands::publish(&args, &out),
+        Command::Pull(args) => commands::pull(&args, &out),
+        Command::Serve(args) => commands::serve(&args, &out),
+        Command::Deploy(DeployCommand::Ollama(args)) => commands::deploy_ollama(&args, &out),
+        Command::Export(args) => commands::export(&args, &out),
+        Command::Import(args) => commands::import(&args, &out),
         Command::Trace(args) => commands::trace(&args, &out),
         Command::Archs(args) => commands::archs(&args, &out),
         Command::Completions { shell } => commands::completions(shell),

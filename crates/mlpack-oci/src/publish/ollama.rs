@@ -12,6 +12,7 @@
 use super::{Details, LayerKind, Model};
 use crate::package::Package;
 use crate::{Blob, Error, Instruction, Modelfile, ParameterKind, json, media};
+use mlpack_fs::Sha256;
 use oci_spec::image::Descriptor;
 use serde_json::{Map, Number, Value, json};
 use std::collections::BTreeMap;
@@ -54,6 +55,36 @@ fn go_json(value: &Value) -> Vec<u8> {
     let mut bytes = json::canonical(value);
     bytes.push(b'\n');
     bytes
+}
+
+/// The body of `POST /api/create` for a GGUF that Ollama has as a blob (`docs/api.md`, "Create a Model").
+pub fn ollama_request(name: &str, file_name: &str, digest: &Sha256, modelfile: Option<&Modelfile>) -> Vec<u8> {
+    let mut request = json!({
+        "model": name, "files": {file_name: format!("sha256:{digest}")}, "stream": false,
+    });
+    let mut licenses = Vec::new();
+    for (kind, bytes) in modelfile.map(layer_texts).unwrap_or_default() {
+        let text = || String::from_utf8_lossy(&bytes).into_owned();
+        let value = || serde_json::from_slice::<Value>(&bytes).expect("written here");
+        match kind {
+            "license" => licenses.push(text()),
+            "params" => request["parameters"] = value(),
+            "messages" => request["messages"] = value(),
+            kind => request[kind] = json!(text()),
+        }
+    }
+    if !licenses.is_empty() {
+        request["license"] = json!(licenses);
+    }
+    for instruction in modelfile.iter().flat_map(|m| m.instructions()) {
+        match instruction {
+            Instruction::Renderer(name) => request["renderer"] = json!(name),
+            Instruction::Parser(name) => request["parser"] = json!(name),
+            Instruction::Requires(version) => request["requires"] = json!(version),
+            _ => {}
+        }
+    }
+    json::canonical(&request)
 }
 
 /// The layers that a Modelfile becomes, in Ollama's order: the word of the media type and the content.

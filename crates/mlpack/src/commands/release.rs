@@ -2,8 +2,10 @@
 
 use super::convert::{Quantizer, convert_into};
 use super::modelfile::{self, Settings};
-use super::{merge::merge_into, publish, trace};
-use crate::cli::ReleaseArgs;
+use super::publish::{self, How};
+use super::registry::Place;
+use super::{merge::merge_into, trace};
+use crate::cli::{RegistryArgs, ReleaseArgs};
 use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
@@ -30,7 +32,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let quantizer = Quantizer::new(&config.quantize, config.folder())?;
     let resources = inputs::resources(&args.resources)?;
     let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
-    let target = config.publish.as_ref().map(|p| publish::layout_reference(&p.to)).transpose()?;
+    let target = config.publish.as_ref().map(|p| Place::target(&p.to, &RegistryArgs::default())).transpose()?;
     let run = config.run.as_deref().map(|text| RunSource::parse(text, config.folder())).transpose()?;
     let adapters: Vec<(PathBuf, f64)> = config.adapter.iter().map(|a| (config.path(&a.path), a.weight)).collect();
     let source = Source::open(&config.path(&config.base), &adapters)?;
@@ -50,13 +52,15 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let files = done.outputs;
     let mut manifests = Vec::new();
     let mut text = files_table(&files);
-    if let Some((layout, tag)) = target {
-        let layout = if layout.is_absolute() { layout } else { dir.join(layout) };
+    if let Some(mut target) = target {
+        // A layout without a path of its own goes into the output.
+        if let Place::Layout { dir: layout, .. } = &mut target {
+            *layout = dir.join(&*layout);
+        }
         let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
         let digests: BTreeMap<_, _> = files.iter().map(|f| (f.path.clone(), f.sha256)).collect();
-        let licenses = config.paths(&config.modelfile.license);
-        let published = publish::publish_into(&paths, &layout, &tag, &settings, &licenses, &digests, out)?;
-        let (published_text, value) = publish::report(&layout, &published);
+        let how = How { licenses: config.paths(&config.modelfile.license), ..How::default() };
+        let (published_text, value) = publish::publish_into(&paths, &target, &settings, &how, &digests, out)?;
         text.push('\n');
         text.push_str(&published_text);
         manifests.push(value);
