@@ -1,11 +1,14 @@
 //! Publish, pull, serve, export, import and deploy, with Debian's docker-registry and skopeo as the other side.
 
-use crate::support::registry::{self, Registry};
+use crate::support::registry::{self, Act, Proxy, Seen, noise};
 use crate::support::{Mlpack, TestDir, fixture, mlpack, sha256};
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 /// Two variants of the legal-qa base, with credentials of nobody.
 fn variants(dir: &TestDir) {
@@ -36,7 +39,7 @@ fn layer<'a>(manifest: &'a Value, media_type: &str) -> &'a Value {
 
 #[test]
 fn one_upload_serves_four_ecosystems_and_every_manifest_is_pulled_back() {
-    let Some(registry) = Registry::start() else { return };
+    let Some(registry) = registry::start() else { return };
     let dir = TestDir::new();
     variants(&dir);
     let reference = format!("{}/team/m:v1", registry.host);
@@ -48,12 +51,20 @@ fn one_upload_serves_four_ecosystems_and_every_manifest_is_pulled_back() {
             .json()
     };
     let published = publish(&reference);
-    let tags: Vec<&str> = published["manifests"].as_array().unwrap().iter().map(|m| m["tag"].as_str().unwrap()).collect();
+    let tags: Vec<&str> =
+        published["manifests"].as_array().unwrap().iter().map(|m| m["tag"].as_str().unwrap()).collect();
     assert_eq!(
         tags,
         [
-            "v1-f16", "v1-q8_0", "v1-f16-ollama", "v1-q8_0-ollama", "v1-f16-docker", "v1-q8_0-docker", "v1-f16-image",
-            "v1-q8_0-image", "v1"
+            "v1-f16",
+            "v1-q8_0",
+            "v1-f16-ollama",
+            "v1-q8_0-ollama",
+            "v1-f16-docker",
+            "v1-q8_0-docker",
+            "v1-f16-image",
+            "v1-q8_0-image",
+            "v1"
         ]
     );
     // Nothing is sent twice.
@@ -101,7 +112,7 @@ fn one_upload_serves_four_ecosystems_and_every_manifest_is_pulled_back() {
 
 #[test]
 fn an_image_is_what_other_tools_take_for_one() {
-    let Some(registry) = Registry::start() else { return };
+    let Some(registry) = registry::start() else { return };
     if !registry::present("umoci", "--version") {
         return;
     }
@@ -111,7 +122,16 @@ fn an_image_is_what_other_tools_take_for_one() {
     let base = registry::base_image(&dir.path("base"));
     let reference = format!("{}/team/app:v1", registry.host);
     let publish = ["publish", "m-Q8_0.gguf", &reference, "--as", "image", "--plain-http", "--base", &base];
-    let run = ["--entrypoint", "/bin/serve", "--command=--model", "--command=/models/m-Q8_0.gguf", "--env", "A=2", "--label", "x=y"];
+    let run = [
+        "--entrypoint",
+        "/bin/serve",
+        "--command=--model",
+        "--command=/models/m-Q8_0.gguf",
+        "--env",
+        "A=2",
+        "--label",
+        "x=y",
+    ];
     alone(&dir).args(publish).args(run).succeed();
     let index = raw(&reference);
     let platforms: Vec<&Value> =
@@ -121,7 +141,8 @@ fn an_image_is_what_other_tools_take_for_one() {
     skopeo(&["--insecure-policy", "copy", "--src-tls-verify=false", &format!("docker://{reference}"), &copied]);
     let image = format!("{}:v1", dir.path("copy").display());
     let bundle = dir.path("bundle");
-    let unpacked = Command::new("umoci").args(["unpack", "--rootless", "--image", &image]).arg(&bundle).output().unwrap();
+    let unpacked =
+        Command::new("umoci").args(["unpack", "--rootless", "--image", &image]).arg(&bundle).output().unwrap();
     assert!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
     let root = bundle.join("rootfs");
     assert_eq!(sha256(&root.join("models/m-Q8_0.gguf")), sha256(&dir.path("m-Q8_0.gguf")));
@@ -134,6 +155,35 @@ fn an_image_is_what_other_tools_take_for_one() {
     assert_eq!(config["config"]["Env"], serde_json::json!(["PATH=/bin", "A=2"]));
     assert_eq!(config["config"]["Labels"]["x"], "y");
     assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_later_version_fetches_only_the_tensors_that_changed() {
+    let Some(registry) = registry::start() else { return };
+    let dir = TestDir::new();
+    variants(&dir);
+    let reference = format!("{}/team/m:v1", registry.host);
+    let publish = || alone(&dir).args(["publish", "m-F16.gguf", &reference, "--plain-http"]).succeed();
+    let pull = || alone(&dir).args(["pull", &reference, "--plain-http", "--select", "file=*.gguf", "-o", "out"]).json();
+    publish();
+    pull();
+    // One tensor of the next version is another one.
+    let path = dir.path("m-F16.gguf");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let changed = {
+        let gguf = mlpack_gguf::GgufFile::open(&path).unwrap();
+        gguf.tensors().iter().find(|tensor| tensor.name == "blk.1.attn_q.weight").unwrap().range.clone()
+    };
+    bytes[changed.start as usize] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    publish();
+    let pulled = pull();
+    assert_eq!(sha256(&dir.path("out/m-F16.gguf")), sha256(&path));
+    let (len, tensor) = (bytes.len() as u64, changed.end - changed.start);
+    let header = mlpack_gguf::GgufFile::open(&path).unwrap().data_start();
+    let fetched = pulled["bytes_fetched"].as_u64().unwrap();
+    assert!(fetched >= tensor && fetched < tensor + header + 4096, "{fetched} of {len}: {pulled}");
+    assert_eq!(pulled["bytes_kept"].as_u64().unwrap(), len - fetched);
 }
 
 /// `mlpack serve` on a free port.
@@ -261,4 +311,108 @@ fn a_layout_with_a_missing_blob_is_refused_with_the_blob() {
     let (_, stderr) = mlpack(&dir).args(["pull", "oci:layout:v1", "-o", "out"]).expect(3);
     assert!(stderr.contains("content of digest sha256:"), "{stderr}");
     assert!(!dir.path("out").exists() && !Path::new(&dir.path("x.tar")).exists());
+}
+
+/// What a killed run is told by: the process, and the request that ends it.
+#[derive(Default)]
+struct Trap {
+    pid: Option<u32>,
+    left: usize,
+    seen: usize,
+}
+
+/// Runs a command over and over, each run killed at its turn, until one ends by itself.
+fn run_until_done(dir: &TestDir, args: &[&str], trap: &Mutex<Trap>, moments: &[usize]) {
+    for moment in moments.iter().copied().chain([usize::MAX]) {
+        // The lock is held until the process is known: no request passes before.
+        let mut set = trap.lock().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mlpack"))
+            .args(args)
+            .current_dir(dir.path(""))
+            .env("HOME", dir.path("home"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (set.pid, set.left) = (Some(child.id()), moment);
+        drop(set);
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let status = child.wait().unwrap();
+        trap.lock().unwrap().pid = None;
+        assert!(status.success() || status.signal() == Some(9), "{status}: {said}");
+        if status.success() {
+            return;
+        }
+    }
+    panic!("the last run is not killed");
+}
+
+/// Kills the process at the request whose turn it is.
+fn springs(trap: &Arc<Mutex<Trap>>) -> impl FnMut(&Seen) -> Act + Send + 'static {
+    let trap = Arc::clone(trap);
+    move |seen| {
+        let mut trap = trap.lock().unwrap();
+        trap.seen += 1;
+        trap.left = trap.left.saturating_sub(1);
+        if trap.left > 0 {
+            return Act::Pass;
+        }
+        if let Some(pid) = trap.pid.take() {
+            assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+        }
+        if seen.method == "PATCH" { Act::DropBody(5_000_000) } else { Act::Drop }
+    }
+}
+
+/// Kills of each kind: a few in every run of the tests, `MLPACK_KILLS` of them when asked.
+fn kills() -> usize {
+    std::env::var("MLPACK_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8)
+}
+
+#[test]
+fn killed_at_any_moment_a_push_and_a_pull_end_in_the_right_bytes() {
+    let Some(registry) = registry::start() else { return };
+    let dir = TestDir::new();
+    let model = dir.path("model");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::write(model.join("model.safetensors"), noise(80_000_000, 1)).unwrap();
+    std::fs::write(model.join("config.json"), "{}").unwrap();
+    let trap: Arc<Mutex<Trap>> = Arc::default();
+    let proxy = Proxy::start(&registry.host, springs(&trap));
+    let push = |no: usize, moments: &[usize]| {
+        let reference = format!("{}/kill/push{no}:v1", proxy.host);
+        run_until_done(&dir, &["publish", "model", &reference, "--plain-http"], &trap, moments);
+    };
+    let pull = |no: usize, moments: &[usize]| {
+        let reference = format!("{}/kill/push0:v1", proxy.host);
+        let out = format!("out{no}");
+        run_until_done(&dir, &["pull", &reference, "--plain-http", "-o", &out], &trap, moments);
+        assert_eq!(sha256(&dir.path(&out).join("model.safetensors")), sha256(&model.join("model.safetensors")));
+        assert!(dir.listing().iter().all(|name| !name.contains("mlpack-part")), "{:?}", dir.listing());
+        std::fs::remove_dir_all(dir.path(&out)).unwrap();
+    };
+    // How many requests a run makes that nobody disturbs.
+    let count = |run: &dyn Fn()| {
+        let before = trap.lock().unwrap().seen;
+        run();
+        trap.lock().unwrap().seen - before
+    };
+    let (pushes, pulls) = (count(&|| push(0, &[])), count(&|| pull(0, &[])));
+    // Two kills a push: in the first run, and in the one after it.
+    for no in 1..=kills() {
+        let moment = |salt: usize, of: usize| 1 + (no * 7919 + salt * 104_729) % of;
+        push(no, &[moment(1, pushes), moment(2, pushes)]);
+        pull(no, &[moment(3, pulls), moment(4, pulls)]);
+    }
+    // A PUT that reached the registry finished its blob: there is one of each in a repository.
+    let mut finished: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for seen in proxy.of("PUT") {
+        let (path, query) = seen.target.split_once('?').unwrap_or((&seen.target, ""));
+        if let Some((_, digest)) = query.split_once("digest=") {
+            let repository = path.split("/blobs/").next().unwrap().to_owned();
+            *finished.entry((repository, digest.to_owned())).or_default() += usize::from(seen.passed);
+        }
+    }
+    assert!(finished.values().all(|times| *times == 1), "{finished:?}");
 }

@@ -2,69 +2,18 @@
 
 use mlpack_oci::{Blob, Layout, Package, media};
 use serde_json::json;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-/// Whether the tool can be run.
-pub fn present(tool: &str, argument: &str) -> bool {
-    if Command::new(tool).arg(argument).output().is_ok_and(|o| o.status.success()) {
-        return true;
-    }
-    assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none_or(|v| v != "1"), "`{tool}` is not installed");
-    println!("skipped: needs {tool} (cargo xtask test installs it)");
-    false
-}
+#[path = "../../crates/mlpack-registry/tests/support/mod.rs"]
+mod transfers;
 
-/// A registry on a free port, ended with the test.
-pub struct Registry {
-    child: Child,
-    pub host: String,
-    _dir: tempfile::TempDir,
-}
+pub use transfers::proxy::{Act, Proxy, Seen};
+pub use transfers::{noise, present};
 
-impl Registry {
-    /// A registry, or `None` where it or skopeo is missing.
-    pub fn start() -> Option<Registry> {
-        if !present("docker-registry", "--version") || !present("skopeo", "--version") {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let config = json!({
-            "version": "0.1", "log": {"level": "info"}, "http": {"addr": "127.0.0.1:0", "secret": "the same"},
-            "storage": {"filesystem": {"rootdirectory": dir.path().join("data")}},
-        });
-        let path = dir.path().join("config.yml");
-        // Every JSON document is a YAML document.
-        std::fs::write(&path, config.to_string()).unwrap();
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&path)
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        let host = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the registry says where it listens");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split(['"', ',', ' ', '\n']).next().unwrap().to_owned();
-            }
-        };
-        // Whoever writes into a full pipe waits: the log is read to its end.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Some(Registry { child, host, _dir: dir })
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+/// A registry on a free port, ended with the test; `None` where it or skopeo is missing.
+pub fn start() -> Option<transfers::Registry> {
+    let skopeo = present("skopeo", "--version");
+    transfers::Registry::start(&transfers::Setup::default()).filter(|_| skopeo)
 }
 
 /// A layout with an image of two platforms and one layer, which holds `base.txt`; its reference.

@@ -8,6 +8,7 @@ mod cost;
 mod importance;
 mod model;
 mod quantize;
+mod registry;
 
 use crate::peers::Peers;
 use crate::process::output;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["convert", "quantize", "chain"];
+const PARTS: &[&str] = &["convert", "quantize", "chain", "registry"];
 
 struct Options {
     parts: Vec<String>,
@@ -53,13 +54,20 @@ struct Report {
 pub fn command(arguments: &[&str]) -> Result<()> {
     let options = parse(arguments)?;
     let peers = Peers::locate()?;
-    peers.llama_tree()?;
-    peers.smollm2()?;
-    if options.parts.iter().any(|part| part != "convert") {
+    let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
+    if any_but(&["convert", "registry"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
-    let (base, lora) = model::write(&options.dir, &peers.smollm2_dir())?;
+    // The registry's bytes are noise; the other parts need a model.
+    let (base, lora) = if any_but(&["registry"]) {
+        peers.llama_tree()?;
+        peers.smollm2()?;
+        model::write(&options.dir, &peers.smollm2_dir())?
+    } else {
+        fresh(&options.dir)?;
+        Default::default()
+    };
     let dir = options.dir.clone();
     let bench = Bench { peers, mlpack, base, lora, dir, runs: options.runs, only: options.only };
     let mut text = format!("{}\n\nRuns of each, alternating: {}; medians.\n", machine()?, bench.runs);
@@ -69,6 +77,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
             "convert" => adapt::to_f16(&bench)?,
             "quantize" => quantize::run(&bench)?,
             "chain" => adapt::to_q4_k_m(&bench)?,
+            "registry" => registry::run(&bench)?,
             other => unreachable!("`{other}` was refused"),
         };
         text.push('\n');

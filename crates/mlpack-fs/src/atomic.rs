@@ -56,11 +56,7 @@ impl AtomicFile {
     ///
     /// # Panics
     /// When a range reaches past `byte_len` or two of them overlap: they come from our own journal, checked by its reader.
-    pub fn resume(
-        path: &Path,
-        byte_len: u64,
-        written: &[Range<u64>],
-    ) -> Result<(AtomicFile, Vec<Range<u64>>), Error> {
+    pub fn resume(path: &Path, byte_len: u64, written: &[Range<u64>]) -> Result<(AtomicFile, Vec<Range<u64>>), Error> {
         let partial = Partial::new(path)?;
         let left = fs::symlink_metadata(&partial.temporary).is_ok_and(|m| m.is_file() && m.len() == byte_len);
         if !left || written.is_empty() {

@@ -123,7 +123,8 @@ fn refuse(expected: &'static str, found: &str) -> Error {
 
 /// Reads a manifest or an index of any ecosystem. `bytes` are bounded by whoever fetched them.
 pub fn contents(bytes: &[u8]) -> Result<Contents, Error> {
-    let manifest: RawManifest = serde_json::from_slice(bytes).map_err(|e| refuse("a manifest or an index", &e.to_string()))?;
+    let manifest: RawManifest =
+        serde_json::from_slice(bytes).map_err(|e| refuse("a manifest or an index", &e.to_string()))?;
     if let Some(entries) = &manifest.manifests {
         let entries = entries.iter().map(|entry| {
             let platform = entry.platform.as_ref().map(|p| match &p.variant {
@@ -139,7 +140,9 @@ pub fn contents(bytes: &[u8]) -> Result<Contents, Error> {
     if manifest.layers.len() > FILE_LIMIT {
         return Err(refuse("at most 8192 layers", &manifest.layers.len().to_string()));
     }
-    let files = if manifest.artifact_type.as_deref() == Some(media::MODEL_MANIFEST) || config.media_type == media::MODEL_CONFIG {
+    let files = if manifest.artifact_type.as_deref() == Some(media::MODEL_MANIFEST)
+        || config.media_type == media::MODEL_CONFIG
+    {
         manifest.layers.iter().map(modelpack).collect::<Result<_, _>>()?
     } else if manifest.layers.iter().any(|layer| layer.media_type.starts_with(media::OLLAMA_LAYER)) {
         ollama(&manifest.layers)?
@@ -327,7 +330,10 @@ mod tests {
             read(media::KIT_CONFIG, vec![kit("model.v1.tar"), kit("code.v1.tar+gzip")]),
             Ok(vec![file("Kitfile"), all(false), all(true)])
         );
-        let image = vec![layer("application/vnd.oci.image.layer.v1.tar+gzip", none.clone()), layer(media::IMAGE_LAYER, none.clone())];
+        let image = vec![
+            layer("application/vnd.oci.image.layer.v1.tar+gzip", none.clone()),
+            layer(media::IMAGE_LAYER, none.clone()),
+        ];
         let models = Form::Tar { gzip: false, below: "models/".to_owned() };
         assert_eq!(read(media::IMAGE_CONFIG, image), Ok(vec![models]));
         let map = json!({media::FILEPATH: "m.tensors.json", media::TENSOR_MAP: "v1"});
@@ -336,7 +342,9 @@ mod tests {
 
     #[test]
     fn names_that_leave_the_folder_or_meet_are_refused() {
-        for name in ["../x", "/etc/passwd", "a/../../b", "a\\b", "", "a//b", "./a", ".x.mlpack-partial", "a/.b.mlpack-parts"] {
+        for name in
+            ["../x", "/etc/passwd", "a/../../b", "a\\b", "", "a//b", "./a", ".x.mlpack-partial", "a/.b.mlpack-parts"]
+        {
             let found = read(media::MODEL_CONFIG, vec![layer(media::WEIGHT_RAW, json!({media::FILEPATH: name}))]);
             let expected = format!(
                 "cannot read what the artifact holds\n  expected: a relative path without `.` and `..` as the name of a file\n  found:    `{name}`"

@@ -138,7 +138,10 @@ pub enum Error {
         found: String,
     },
     /// A name that Ollama does not take.
-    #[error("cannot use `{}` as the name of an Ollama model\n  expected: [HOST/][NAMESPACE/]MODEL[:TAG], each of letters, digits, `_`, `-` and `.`\n  found:    {found}", Escaped(text))]
+    #[error(
+        "cannot use `{}` as the name of an Ollama model\n  expected: [HOST/][NAMESPACE/]MODEL[:TAG], each of letters, digits, `_`, `-` and `.`\n  found:    {found}",
+        Escaped(text)
+    )]
     OllamaName {
         /// The name as it was given.
         text: String,

@@ -107,11 +107,8 @@ impl Layout {
     /// Copies a blob into a file, under its name only when its bytes have the digest.
     pub fn copy_blob(&self, digest: &Sha256, byte_len: u64, path: &Path) -> Result<(), Error> {
         let source = self.blob_path(digest);
-        let unreadable = |problem| Error::UnreadableBlob {
-            dir: self.dir.clone(),
-            digest: format!("sha256:{digest}"),
-            problem,
-        };
+        let unreadable =
+            |problem| Error::UnreadableBlob { dir: self.dir.clone(), digest: format!("sha256:{digest}"), problem };
         check_size(&source, byte_len).map_err(|e| match e {
             Ok(problem) => unreadable(problem),
             Err(error) => error,

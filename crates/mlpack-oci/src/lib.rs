@@ -53,6 +53,6 @@ pub use publish::{
     PublishRequest, Published, PublishedManifest, ollama_request, pack, publish,
 };
 pub use reference::{Reference, Tag};
+pub use template::{ChatTemplate, NotTranslatable, Note, Translation, translate};
 pub use tensor_map::{MappedTensor, TensorMap};
 pub use unpack::{archive, unpack, unpack_layout, write_archive};
-pub use template::{ChatTemplate, NotTranslatable, Note, Translation, translate};

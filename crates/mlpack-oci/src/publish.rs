@@ -248,7 +248,9 @@ pub fn pack(request: &PublishRequest<'_>) -> Result<Packed, Error> {
             let digest = crate::layout::sha256(descriptor.digest()).expect("our documents have sha256 digests");
             let tag = match at {
                 0 => model.tag.clone(),
-                _ => model.tag.with_suffix(ecosystem.name()).ok_or_else(|| no_label(request, model, ecosystem.name()))?,
+                _ => {
+                    model.tag.with_suffix(ecosystem.name()).ok_or_else(|| no_label(request, model, ecosystem.name()))?
+                }
             };
             attach_claims(&mut packed.package, model, &descriptor, digest)?;
             packed.package.tag(tag.clone(), digest);
@@ -338,11 +340,7 @@ fn attach_claims(package: &mut Package, model: &Model<'_>, subject: &Descriptor,
 }
 
 fn no_label(request: &PublishRequest<'_>, model: &Model<'_>, label: &str) -> Error {
-    Error::VariantLabel {
-        path: model.artifact.path.clone(),
-        tag: request.tag.to_string(),
-        label: label.to_owned(),
-    }
+    Error::VariantLabel { path: model.artifact.path.clone(), tag: request.tag.to_string(), label: label.to_owned() }
 }
 
 /// The artifacts with their tags, ordered by tag.

@@ -78,7 +78,8 @@ impl TensorMap {
         if raw.schema != SCHEMA {
             return Err(refuse(&raw.schema));
         }
-        let file = raw.file.strip_prefix("sha256:").and_then(|hex| hex.parse().ok()).ok_or_else(|| refuse(&raw.file))?;
+        let file =
+            raw.file.strip_prefix("sha256:").and_then(|hex| hex.parse().ok()).ok_or_else(|| refuse(&raw.file))?;
         let mut tensors = Vec::with_capacity(raw.tensors.len());
         let mut end = 0;
         for t in raw.tensors {

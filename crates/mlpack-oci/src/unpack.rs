@@ -114,7 +114,6 @@ impl Unpacker<'_> {
         }
         file.sync_all().map_err(failed)
     }
-
 }
 
 fn refuse(expected: &'static str, found: &str) -> Error {

@@ -104,7 +104,11 @@ impl Auth {
             found: found.to_owned(),
         };
         let realm = parameters.get("realm").and_then(|realm| Url::parse(realm)).ok_or_else(|| malformed("none"))?;
-        if self.credentials.is_some() && realm.scheme != "https" && !realm.same_origin(base) && realm.host() != base.host() {
+        if self.credentials.is_some()
+            && realm.scheme != "https"
+            && !realm.same_origin(base)
+            && realm.host() != base.host()
+        {
             return Err(Error::InsecureRealm { host: base.authority.clone(), realm: realm.to_string() }.into());
         }
         let service = parameters.get("service");
@@ -144,7 +148,8 @@ impl Auth {
         }
         let bytes = answer.bytes(TOKEN_LIMIT).map_err(|e| Failure::Connection(crate::http::io_reason(&e)))?;
         let value: Option<Value> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let token = value.as_ref().and_then(|v| v.get("token").or_else(|| v.get("access_token"))).and_then(Value::as_str);
+        let token =
+            value.as_ref().and_then(|v| v.get("token").or_else(|| v.get("access_token"))).and_then(Value::as_str);
         let usable = |t: &&str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
         match token.filter(usable) {
             Some(token) => Ok(Some(token.to_owned())),

@@ -59,7 +59,10 @@ impl Default for Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("plain_http", &self.plain_http).field("retries", &self.retries).finish_non_exhaustive()
+        f.debug_struct("Options")
+            .field("plain_http", &self.plain_http)
+            .field("retries", &self.retries)
+            .finish_non_exhaustive()
     }
 }
 
@@ -164,8 +167,7 @@ impl Client {
                     let Some(location) = response.header("location").filter(|_| goes_on) else {
                         return Ok((response, url));
                     };
-                    let next = url.join(location).filter(|next| url.scheme == "http" || next.scheme == "https");
-                    let Some(next) = next else {
+                    let Some(next) = url.follow(location) else {
                         let found = "a redirect to an address that cannot be used".to_owned();
                         let expected = "an http(s) address, and https after https";
                         return Err(self.protocol(call, &url, expected, found).into());

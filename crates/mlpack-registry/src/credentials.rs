@@ -60,7 +60,8 @@ impl CredentialFiles {
     /// The credentials for a repository of a host, or `None`: then the client is anonymous.
     pub fn find(&self, host: &str, repository: &str) -> Result<Option<Credentials>, Error> {
         for path in &self.files {
-            let failed = |source_name: String, trouble| Error::Credentials { host: host.to_owned(), source_name, trouble };
+            let failed =
+                |source_name: String, trouble| Error::Credentials { host: host.to_owned(), source_name, trouble };
             let bytes = match read_bounded(path, FILE_LIMIT) {
                 Ok(bytes) => bytes,
                 Err(e) if e.is_not_found() => continue,
@@ -71,10 +72,7 @@ impl CredentialFiles {
             // The reason of serde_json holds a position and no content.
             let config: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
             let Value::Object(config) = config else { return Err(malformed("no object".to_owned())) };
-            let helpers = [
-                config.get("credHelpers").and_then(|helpers| helpers.get(host)),
-                config.get("credsStore"),
-            ];
+            let helpers = [config.get("credHelpers").and_then(|helpers| helpers.get(host)), config.get("credsStore")];
             for helper in helpers.into_iter().flatten().filter_map(Value::as_str).filter(|name| !name.is_empty()) {
                 let source = format!("the credential helper `{helper}` of {name}");
                 if let Some(found) = ask_helper(helper, &server_of(host)).map_err(|t| failed(source, t))? {
@@ -103,8 +101,14 @@ fn entry<'a>(auths: &'a Value, host: &str, repository: &str) -> Option<&'a Value
             None => break,
         }
     }
-    let spellings = [server_of(host), format!("https://{host}"), format!("https://{host}/"), format!("https://{host}/v1/"),
-        format!("https://{host}/v2/"), format!("http://{host}")];
+    let spellings = [
+        server_of(host),
+        format!("https://{host}"),
+        format!("https://{host}/"),
+        format!("https://{host}/v1/"),
+        format!("https://{host}/v2/"),
+        format!("http://{host}"),
+    ];
     spellings.iter().find_map(|key| auths.get(key))
 }
 

@@ -56,7 +56,10 @@ pub enum Error {
         credentials: bool,
     },
     /// The registry names a token service that must not get the credentials.
-    #[error("cannot authenticate with `{host}`\n  expected: a token service over https, or on the same host\n  found:    `{}`", Escaped(realm))]
+    #[error(
+        "cannot authenticate with `{host}`\n  expected: a token service over https, or on the same host\n  found:    `{}`",
+        Escaped(realm)
+    )]
     InsecureRealm {
         /// The registry.
         host: String,
@@ -86,7 +89,9 @@ pub enum Error {
         found: String,
     },
     /// Content that does not have its digest.
-    #[error("cannot {operation}\n  at `{url}`\n  expected: content of digest sha256:{expected}\n  found:    sha256:{found}")]
+    #[error(
+        "cannot {operation}\n  at `{url}`\n  expected: content of digest sha256:{expected}\n  found:    sha256:{found}"
+    )]
     WrongDigest {
         /// What was attempted.
         operation: String,
@@ -110,7 +115,9 @@ pub enum Error {
         found: u64,
     },
     /// A blob that is not on this machine, and that the registry did not take over from where it is.
-    #[error("cannot push blob sha256:{digest} to `{repository}`\n  expected: the registry takes it over from the repository of the base\n  found:    it does not")]
+    #[error(
+        "cannot push blob sha256:{digest} to `{repository}`\n  expected: the registry takes it over from the repository of the base\n  found:    it does not"
+    )]
     NotHere {
         /// The blob.
         digest: Sha256,
@@ -213,7 +220,9 @@ impl Error {
         let hint = match self {
             Error::Fs(e) => return e.hint().map(str::to_owned),
             Error::Oci(e) => return e.hint(),
-            Error::Unreachable { reason, url, .. } if url.starts_with("https:") && reason.contains("InvalidContentType") => {
+            Error::Unreachable { reason, url, .. }
+                if url.starts_with("https:") && reason.contains("InvalidContentType") =>
+            {
                 "the server does not speak TLS; if it is yours, add --plain-http"
             }
             Error::Unreachable { reason, .. } if reason.contains("certificate") => {

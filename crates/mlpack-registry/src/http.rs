@@ -32,7 +32,11 @@ pub(crate) enum Content<'a> {
     None,
     Bytes(&'a [u8]),
     /// A range of a blob; bytes are told as they go out.
-    Blob { blob: &'a Blob, range: Range<u64>, sent: &'a (dyn Fn(i64) + Sync) },
+    Blob {
+        blob: &'a Blob,
+        range: Range<u64>,
+        sent: &'a (dyn Fn(i64) + Sync),
+    },
 }
 
 /// Why there is no answer.

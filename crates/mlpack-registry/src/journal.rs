@@ -11,7 +11,8 @@ use crate::limits::Limits;
 use mlpack_fs::{Operation, Sha256, read_bounded, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -45,8 +46,7 @@ pub(crate) struct Session {
 impl Journal {
     /// Opens a journal, or begins one; what does not parse or is of another target is begun anew.
     pub fn open(path: Option<&Path>, target: &str) -> Result<Journal, Error> {
-        let mut entries =
-            Entries { version: 1, target: target.to_owned(), limits: None, sessions: BTreeMap::new() };
+        let mut entries = Entries { version: 1, target: target.to_owned(), limits: None, sessions: BTreeMap::new() };
         if let Some(path) = path {
             match read_bounded(path, JOURNAL_LIMIT) {
                 Ok(bytes) => {
@@ -85,6 +85,10 @@ impl Journal {
         let Some(path) = &self.path else { return Ok(()) };
         if entries.sessions.is_empty() && !path.exists() {
             return Ok(());
+        }
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|e| mlpack_fs::Error::io(Operation::CreateDir, dir, e))?;
         }
         let bytes = serde_json::to_vec(entries).expect("string keys serialise");
         write_atomic(path, &bytes)?;

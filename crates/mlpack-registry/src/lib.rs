@@ -38,6 +38,6 @@ pub use client::{Client, Document, Options, Repository};
 pub use credentials::{CredentialFiles, Credentials};
 pub use error::{Error, Trouble};
 pub use ollama::OllamaApi;
-pub use pull::{Pulled, Wanted, pull};
+pub use pull::{Known, Pulled, Wanted, pull};
 pub use push::{Progress, PushRequest, Pushed, push};
 pub use serve::{Server, Stopper};

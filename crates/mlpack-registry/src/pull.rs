@@ -38,6 +38,20 @@ pub struct Wanted {
     pub byte_len: u64,
     /// The file.
     pub path: PathBuf,
+    /// Parts of it that lie in another file on this machine, by their place; they do not overlap. They are copied, not
+    /// fetched, and hashed with the rest.
+    pub known: Vec<Known>,
+}
+
+/// Bytes of a blob that another file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Where they belong.
+    pub range: Range<u64>,
+    /// The file.
+    pub path: PathBuf,
+    /// Where they are in it.
+    pub offset: u64,
 }
 
 /// What [`pull()`] did.
@@ -52,6 +66,8 @@ pub struct Pulled {
 /// Fetches blobs. All files get their names when all of them are right; after an error what was fetched is kept for the
 /// next run, unless it is wrong.
 pub fn pull(repository: &Repository<'_>, wanted: &[Wanted], progress: Progress<'_>) -> Result<Pulled, Error> {
+    // What is fetched again after a wrong digest is fetched whole.
+    let plain: Vec<Wanted> = wanted.iter().map(|wanted| Wanted { known: Vec::new(), ..wanted.clone() }).collect();
     let mut pulled = Pulled::default();
     check_space(wanted)?;
     let mut transfers = Vec::new();
@@ -97,7 +113,8 @@ pub fn pull(repository: &Repository<'_>, wanted: &[Wanted], progress: Progress<'
                 });
             }
             progress(-(wanted.byte_len as i64));
-            transfers.push(Transfer::open(wanted, false)?);
+            let whole = plain.iter().find(|whole| whole.path == wanted.path).expect("each has its plain form");
+            transfers.push(Transfer::open(whole, false)?);
         }
         again = true;
     }
@@ -137,35 +154,36 @@ fn parts_path(path: &Path) -> PathBuf {
 
 impl<'a> Transfer<'a> {
     fn open(wanted: &'a Wanted, resume: bool) -> Result<Transfer<'a>, Error> {
-        let head = format!("{} {} {PART_LEN}\n", wanted.digest, wanted.byte_len);
+        let all = part_ranges(wanted);
+        let layout = all.iter().map(|r| format!("{}-{}", r.start, r.end)).collect::<Vec<_>>().join(" ");
+        let head = format!("{} {} {}\n", wanted.digest, wanted.byte_len, Sha256::of(layout.as_bytes()));
         let list_path = parts_path(&wanted.path);
-        let count = wanted.byte_len.div_ceil(PART_LEN);
-        let range = |no: u64| no * PART_LEN..wanted.byte_len.min((no + 1) * PART_LEN);
-        let done = if resume { done_parts(&list_path, &head, count)? } else { Vec::new() };
-        let ranges: Vec<Range<u64>> = done.iter().map(|no| range(*no)).collect();
+        let done = if resume { done_parts(&list_path, &head, all.len())? } else { Vec::new() };
+        let ranges: Vec<Range<u64>> = done.iter().map(|no| all[*no].clone()).collect();
         let (file, taken) = AtomicFile::resume(&wanted.path, wanted.byte_len, &ranges)?;
         let error = |e| mlpack_fs::Error::io(Operation::Create, &list_path, e);
-        let mut list = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&list_path)
-            .map_err(error)?;
+        let mut list = OpenOptions::new().create(true).append(true).open(&list_path).map_err(error)?;
         if taken.is_empty() {
             list.set_len(0).and_then(|()| list.write_all(head.as_bytes())).map_err(error)?;
         }
-        let parts = (0..count)
-            .map(|no| {
-                let range = range(no);
+        let parts = all
+            .into_iter()
+            .map(|range| {
                 let at = AtomicU64::new(if taken.contains(&range) { range.end } else { range.start });
                 Part { range, at }
             })
             .collect();
+        for known in &wanted.known {
+            copy_known(&file, known)?;
+        }
         let (whole, fetched) = (AtomicBool::new(false), AtomicU64::new(0));
         Ok(Transfer { wanted, file, parts, list: Mutex::new(list), whole, fetched })
     }
 
     fn kept(&self) -> u64 {
-        self.parts.iter().map(|part| part.at.load(Ordering::Relaxed) - part.range.start).sum()
+        let known: u64 = self.wanted.known.iter().map(|known| known.range.end - known.range.start).sum();
+        let parts: u64 = self.parts.iter().map(|part| part.at.load(Ordering::Relaxed) - part.range.start).sum();
+        known + parts
     }
 
     /// Writes bytes that belong at the part's place, and notes a part that is whole.
@@ -200,13 +218,46 @@ impl<'a> Transfer<'a> {
     }
 }
 
+/// What is to be fetched, in parts of a bounded length: everything but what is known.
+fn part_ranges(wanted: &Wanted) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    let end = wanted.byte_len;
+    for gap_end in wanted.known.iter().map(|known| known.range.start).chain([end]) {
+        while start < gap_end {
+            let stop = gap_end.min(start + PART_LEN);
+            ranges.push(start..stop);
+            start = stop;
+        }
+        start = wanted.known.iter().find(|known| known.range.start == gap_end).map_or(end, |known| known.range.end);
+    }
+    ranges
+}
+
+/// Copies bytes that another file has.
+fn copy_known(file: &AtomicFile, known: &Known) -> Result<(), Error> {
+    use std::io::Seek as _;
+    let failed = |e| mlpack_fs::Error::io(Operation::Read, &known.path, e);
+    let mut source = File::open(&known.path).map_err(failed)?;
+    source.seek(io::SeekFrom::Start(known.offset)).map_err(failed)?;
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut at = known.range.start;
+    while at < known.range.end {
+        let len = buffer.len().min((known.range.end - at) as usize);
+        source.read_exact(&mut buffer[..len]).map_err(failed)?;
+        file.write_at(at, &buffer[..len])?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
 fn remove_list(path: &Path) -> Result<(), Error> {
     let path = parts_path(path);
     std::fs::remove_file(&path).map_err(|e| mlpack_fs::Error::io(Operation::Remove, path, e).into())
 }
 
 /// The parts that an earlier run finished; none where it was about something else.
-fn done_parts(path: &Path, head: &str, count: u64) -> Result<Vec<u64>, Error> {
+fn done_parts(path: &Path, head: &str, count: usize) -> Result<Vec<usize>, Error> {
     let text = match read_to_string_bounded(path, PARTS_LIMIT) {
         Ok(text) => text,
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
@@ -214,7 +265,7 @@ fn done_parts(path: &Path, head: &str, count: u64) -> Result<Vec<u64>, Error> {
         Err(e) => return Err(e.into()),
     };
     let Some(lines) = text.strip_prefix(head) else { return Ok(Vec::new()) };
-    let mut done: Vec<u64> = lines
+    let mut done: Vec<usize> = lines
         .split_inclusive('\n')
         // The last line may be cut short.
         .filter_map(|line| line.strip_suffix('\n')?.parse().ok())
@@ -307,7 +358,7 @@ fn fetch(
         let start = part.at.load(Ordering::Relaxed);
         let before = transfer.fetched.load(Ordering::Relaxed);
         let range = format!("bytes={start}-{}", part.range.end - 1);
-        let asks_range = !whole && (transfer.parts.len() > 1 || start > 0);
+        let asks_range = !whole && (transfer.parts.len() > 1 || start > 0 || part.range.end < transfer.wanted.byte_len);
         let headers: &[(&str, &str)] = if asks_range { &[("range", &range)] } else { &[] };
         let call = Call {
             method: "GET",
@@ -435,10 +486,19 @@ fn read_whole(
     let byte_len = transfer.wanted.byte_len;
     let mut reader = response.reader();
     let mut offset = 0;
+    let mut no = 0;
     while offset < byte_len {
-        let no = (offset / PART_LEN) as usize;
-        let part = &transfer.parts[no];
-        let len = buffer.len().min((part.range.end - offset) as usize);
+        while transfer.parts.get(no).is_some_and(|part| part.range.end <= offset) {
+            no += 1;
+        }
+        // The next part, or what is known before it or after the last one.
+        let part = transfer.parts.get(no).filter(|part| part.range.start <= offset);
+        let stop = match (part, transfer.parts.get(no)) {
+            (Some(part), _) => part.range.end,
+            (None, Some(next)) => next.range.start,
+            (None, None) => byte_len,
+        };
+        let len = buffer.len().min((stop - offset) as usize);
         let n = match reader.read(&mut buffer[..len]) {
             Ok(0) => return Ok(Body::Broken("the body ends early".to_owned())),
             Ok(n) => n,
@@ -446,8 +506,7 @@ fn read_whole(
             Err(e) => return Ok(Body::Broken(io_reason(&e))),
         };
         let end = offset + n as u64;
-        let at = part.at.load(Ordering::Relaxed);
-        if at < end {
+        if let Some(at) = part.map(|part| part.at.load(Ordering::Relaxed)).filter(|at| *at < end) {
             transfer.write(no, &buffer[(at - offset) as usize..n], progress)?;
         }
         offset = end;

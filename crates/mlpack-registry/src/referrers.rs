@@ -28,7 +28,8 @@ impl Repository<'_> {
             headers: &[("accept", media::IMAGE_INDEX)],
             content: Content::None,
         };
-        let (response, url) = self.client.send(&call, "200 or 404", |status| matches!(status, 200 | 400 | 404 | 405))?;
+        let (response, url) =
+            self.client.send(&call, "200 or 404", |status| matches!(status, 200 | 400 | 404 | 405))?;
         if response.status != 200 {
             response.drain();
             return match self.document_named(&fallback_tag(subject), None) {

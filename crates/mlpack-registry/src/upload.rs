@@ -9,12 +9,12 @@
 //!
 //! A failure in the middle asks the session how far it is and goes on from there; a session that is gone begins anew.
 
+use crate::Error;
 use crate::client::{Call, Repository, is_passing, retry_after};
 use crate::http::{Content, Failure, Response};
 use crate::journal::{Journal, Session};
 use crate::limits::Limits;
 use crate::url::Url;
-use crate::Error;
 use mlpack_oci::Blob;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -68,7 +68,10 @@ enum Step {
     /// Nothing arrived, and the next request is another one.
     Changed,
     /// Worth another try.
-    Failed { reason: Reason, asked: Option<Duration> },
+    Failed {
+        reason: Reason,
+        asked: Option<Duration>,
+    },
 }
 
 enum Reason {
@@ -214,11 +217,12 @@ impl Upload<'_> {
                 Ok(Step::Done(Outcome::Mounted))
             }
             202 => {
-                if let Some(least) = response.header("oci-chunk-min-length").and_then(|v| v.trim().parse::<u64>().ok()) {
+                if let Some(least) = response.header("oci-chunk-min-length").and_then(|v| v.trim().parse::<u64>().ok())
+                {
                     // A registry behind S3; what it asks for counts for more than what we would choose.
                     self.repository.client.learn(|limits| limits.chunk = limits.chunk.max(least.min(1 << 30)));
                 }
-                let Some(location) = response.header("location").and_then(|l| url.join(l)) else {
+                let Some(location) = response.header("location").and_then(|l| url.follow(l)) else {
                     let found = "none that can be used".to_owned();
                     return Err(self.repository.client.protocol(&call, &url, "a Location", found));
                 };
@@ -269,7 +273,7 @@ impl Upload<'_> {
         let status = response.status;
         match status {
             200 | 202 | 204 => {
-                let location = response.header("location").and_then(|l| url.join(l));
+                let location = response.header("location").and_then(|l| url.follow(l));
                 let next = response.header("range").and_then(range_end).unwrap_or(end);
                 response.drain();
                 if next > end || next < start {
@@ -288,7 +292,9 @@ impl Upload<'_> {
                 self.note()?;
                 match next > start {
                     true => Ok(Step::Progress),
-                    false => Ok(Step::Failed { reason: Reason::Connection("nothing was taken".to_owned()), asked: None }),
+                    false => {
+                        Ok(Step::Failed { reason: Reason::Connection("nothing was taken".to_owned()), asked: None })
+                    }
                 }
             }
             201 => {
@@ -325,7 +331,10 @@ impl Upload<'_> {
                     });
                     return Ok(Step::Changed);
                 }
-                Ok(Step::Failed { reason: Reason::Connection("the registry is at another offset".to_owned()), asked: None })
+                Ok(Step::Failed {
+                    reason: Reason::Connection("the registry is at another offset".to_owned()),
+                    asked: None,
+                })
             }
             405 | 501 => {
                 response.drain();
@@ -377,7 +386,8 @@ impl Upload<'_> {
         };
         match response.status {
             200 | 201 | 204 => {
-                let stated = response.header("docker-content-digest").and_then(|d| d.strip_prefix("sha256:")?.parse().ok());
+                let stated =
+                    response.header("docker-content-digest").and_then(|d| d.strip_prefix("sha256:")?.parse().ok());
                 response.drain();
                 arrived(len - start);
                 match stated {
@@ -422,7 +432,7 @@ impl Upload<'_> {
         let before = open.offset;
         let (offset, location) = match self.repository.client.once(&call) {
             Ok((response, url)) => {
-                let location = response.header("location").and_then(|l| url.join(l));
+                let location = response.header("location").and_then(|l| url.follow(l));
                 let offset = match response.status {
                     200 | 202 | 204 => Some(response.header("range").and_then(range_end).unwrap_or(0)),
                     416 => response.header("range").and_then(range_end),
@@ -454,11 +464,10 @@ impl Upload<'_> {
 
     /// Whether the blob is there although no answer said so.
     fn arrived_meanwhile(&self) -> Result<bool, Error> {
-        let call = self.call("HEAD", self.repository.url(&format!("blobs/sha256:{}", self.blob.digest())), &[], Content::None);
+        let call =
+            self.call("HEAD", self.repository.url(&format!("blobs/sha256:{}", self.blob.digest())), &[], Content::None);
         match self.repository.client.once(&call) {
-            Ok((response, _)) => {
-                Ok(response.status == 200 && response.content_length() == Some(self.blob.byte_len()))
-            }
+            Ok((response, _)) => Ok(response.status == 200 && response.content_length() == Some(self.blob.byte_len())),
             Err(Failure::Connection(_)) => Ok(false),
             Err(Failure::Final(error)) => Err(error),
         }

@@ -53,6 +53,19 @@ impl Url {
         Url::parse(&format!("{}://{}{joined}", self.scheme, self.authority))
     }
 
+    /// The address that an answer sends on to. https is not left: a registry behind a proxy that names itself with http is meant
+    /// as it was reached, and any other server must speak https.
+    pub fn follow(&self, location: &str) -> Option<Url> {
+        let next = self.join(location)?;
+        match (self.scheme, next.scheme) {
+            ("https", "http") if self.host().eq_ignore_ascii_case(next.host()) => {
+                Some(Url { scheme: "https", authority: self.authority.clone(), ..next })
+            }
+            ("https", "http") => None,
+            _ => Some(next),
+        }
+    }
+
     /// The address with another query parameter.
     pub fn with_parameter(&self, name: &str, value: &str) -> Url {
         let separator = match self.path_and_query.split_once('?') {
@@ -140,6 +153,15 @@ mod tests {
         for bad in ["", "ftp://x/y", "https://user:password@s.example/", "javascript://x"] {
             assert_eq!(at.join(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn https_is_not_left() {
+        let at = url("https://r.example:5000/v2/");
+        assert_eq!(at.follow("http://r.example/x").unwrap().full(), "https://r.example:5000/x");
+        assert_eq!(at.follow("http://s.example/x"), None);
+        assert_eq!(at.follow("https://s.example/x").unwrap().full(), "https://s.example/x");
+        assert_eq!(url("http://a/").follow("http://s.example/x").unwrap().full(), "http://s.example/x");
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Pushes and pulls against Debian's docker-registry, through a proxy that breaks things on purpose.
 
-#![allow(clippy::print_stderr, clippy::disallowed_methods, reason = "tests read what they made, and say what they skip")]
+#![allow(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests read what they made, and say what they skip"
+)]
 
 mod support;
 
 use mlpack_fs::Sha256;
 use mlpack_oci::Package;
-use mlpack_registry::{Client, Credentials, Error, Options, PushRequest, Pushed, Wanted, pull, push};
+use mlpack_registry::{Client, Credentials, Error, Known, Options, PushRequest, Pushed, Wanted, pull, push};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,7 +42,12 @@ fn fetch(host: &str, package: &Package, dir: &Path, options: Options) -> Result<
 }
 
 fn wanted(package: &Package, dir: &Path) -> Vec<Wanted> {
-    let wanted = |digest: &Sha256, byte_len| Wanted { digest: *digest, byte_len, path: dir.join(digest.to_string()) };
+    let wanted = |digest: &Sha256, byte_len| Wanted {
+        digest: *digest,
+        byte_len,
+        path: dir.join(digest.to_string()),
+        known: Vec::new(),
+    };
     package.blobs().map(|blob| wanted(blob.digest(), blob.byte_len())).collect()
 }
 
@@ -63,7 +72,9 @@ fn what_is_pushed_is_pulled_and_nothing_is_sent_twice() {
 
 #[test]
 fn a_registry_with_a_password_is_told_it_and_no_message_has_it() {
-    let Some(registry) = Registry::start(&Setup { htpasswd: Some(("jo", "s3cret")), ..Setup::default() }) else { return };
+    let Some(registry) = Registry::start(&Setup { htpasswd: Some(("jo", "s3cret")), ..Setup::default() }) else {
+        return;
+    };
     let (package, _) = package(&[MIB]);
     let with = |credentials: Option<Credentials>| {
         let client = Client::new(&registry.host, options(), credentials).unwrap();
@@ -152,9 +163,13 @@ fn limits_of_a_registry_are_learned_and_kept() {
     // 413 above 300 kB, as a proxy before a registry has it.
     let Some(registry) = Registry::start(&Setup::default()) else { return };
     let too_large = |seen: &Seen| seen.header("content-length").is_some_and(|v| v.parse::<u64>().unwrap() > 300_000);
-    let proxy = Proxy::start(&registry.host, move |seen| {
-        if too_large(seen) { Act::AnswerAtOnce(413, Vec::new()) } else { Act::Pass }
-    });
+    let proxy =
+        Proxy::start(
+            &registry.host,
+            move |seen| {
+                if too_large(seen) { Act::AnswerAtOnce(413, Vec::new()) } else { Act::Pass }
+            },
+        );
     let (package, _) = package(&[3 * MIB]);
     let options = Options { chunk_len: Some(MIB as u64), connections: 1, ..options() };
     send(&proxy.host, &package, options, None).unwrap();
@@ -241,7 +256,9 @@ fn a_push_goes_on_in_the_next_run_from_the_last_chunk_that_arrived() {
 
 #[test]
 fn no_credential_goes_to_another_host() {
-    let Some(registry) = Registry::start(&Setup { htpasswd: Some(("jo", "s3cret")), ..Setup::default() }) else { return };
+    let Some(registry) = Registry::start(&Setup { htpasswd: Some(("jo", "s3cret")), ..Setup::default() }) else {
+        return;
+    };
     let (package, _) = package(&[MIB]);
     let credentials = Credentials::Password { user: "jo".to_owned(), password: "s3cret".to_owned() };
     let client = Client::new(&registry.host, options(), Some(credentials.clone())).unwrap();
@@ -262,7 +279,8 @@ fn no_credential_goes_to_another_host() {
     let client = Client::new(&front.host, options(), Some(credentials)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let blob = package.blobs().find(|blob| blob.byte_len() == MIB as u64).unwrap();
-    let wanted = Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path: dir.path().join("x") };
+    let wanted =
+        Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path: dir.path().join("x"), known: Vec::new() };
     pull(&client.repository("team/model"), &[wanted], &quiet).unwrap();
     assert!(storage.seen().iter().all(|seen| seen.header("authorization").is_none()));
     assert!(front.seen().iter().any(|seen| seen.header("authorization").is_some()));
@@ -310,9 +328,13 @@ fn a_registry_that_lies_is_found_out_and_nothing_is_left() {
     let pulled_from = |act: Act, what: fn(&Seen) -> bool| {
         let proxy = Proxy::start(&registry.host, move |seen| if what(seen) { act.clone() } else { Act::Pass });
         let error = fetch(&proxy.host, &package, &out, options()).unwrap_err();
-        assert!(!out.exists() || std::fs::read_dir(&out).unwrap().all(|e| {
-            e.unwrap().file_name().to_string_lossy().starts_with('.')
-        }), "no file has its final name");
+        assert!(
+            !out.exists()
+                || std::fs::read_dir(&out)
+                    .unwrap()
+                    .all(|e| { e.unwrap().file_name().to_string_lossy().starts_with('.') }),
+            "no file has its final name"
+        );
         error.to_string().replace(&proxy.host, "[HOST]")
     };
     let blob = |seen: &Seen| blob_get(seen) && !seen.target.contains("44136fa3");
@@ -331,7 +353,8 @@ fn a_registry_that_lies_is_found_out_and_nothing_is_left() {
     );
     let found = pulled_from(Act::Answer(200, Vec::new(), noise(MIB + 1, 1)), blob);
     assert!(found.ends_with("expected: 1048576 bytes\n  found:    1048577 bytes"), "{found}");
-    let found = pulled_from(Act::Answer(302, vec![("Location", "/v2/team/model/blobs/x".to_owned())], Vec::new()), blob_get);
+    let found =
+        pulled_from(Act::Answer(302, vec![("Location", "/v2/team/model/blobs/x".to_owned())], Vec::new()), blob_get);
     assert!(found.ends_with("expected: at most 5 redirects"), "{found}");
     let found = pulled_from(Act::Corrupt(3), manifest);
     assert!(found.contains(&format!("expected: content of digest sha256:{digest}")), "{found}");
@@ -368,5 +391,45 @@ fn a_line_that_stays_broken_is_given_up_with_its_reason_and_what_came_is_kept() 
     let closed = Client::new("127.0.0.1:1", Options { retries: 0, ..options() }, None).unwrap();
     let error = closed.repository("x").document(None, None).unwrap_err();
     let text = error.to_string().to_lowercase();
-    assert!(text.starts_with("cannot reach `http://127.0.0.1:1/v2/x/manifests/latest`\n  found:    connection refused"), "{text}");
+    assert!(
+        text.starts_with("cannot reach `http://127.0.0.1:1/v2/x/manifests/latest`\n  found:    connection refused"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_another_file_has_is_copied_and_only_the_rest_is_fetched() {
+    let Some(registry) = Registry::start(&Setup::default()) else { return };
+    let (package, _) = package(&[40 * MIB]);
+    send(&registry.host, &package, options(), None).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("old");
+    std::fs::write(&old, [&[0; 100][..], &noise(40 * MIB, 1)].concat()).unwrap();
+    let blob = package.blobs().find(|blob| blob.byte_len() > 100).unwrap();
+    let mib = MIB as u64;
+    let known = |start: u64, end: u64| Known { range: start..end, path: old.clone(), offset: start + 100 };
+    for (no, (known, act)) in [
+        (vec![known(0, mib), known(5 * mib, 30 * mib)], Act::Pass),
+        (vec![known(1, 40 * mib)], Act::Pass),
+        (vec![known(0, 39 * mib)], Act::Without("range")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let proxy = Proxy::start(&registry.host, move |_| act.clone());
+        let here: u64 = known.iter().map(|known| known.range.end - known.range.start).sum();
+        let path = dir.path().join(no.to_string());
+        let wanted = Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path: path.clone(), known };
+        let client = Client::new(&proxy.host, options(), None).unwrap();
+        let pulled = pull(&client.repository("team/model"), &[wanted], &quiet).unwrap();
+        assert_eq!((pulled.bytes_kept, pulled.bytes_fetched), (here, blob.byte_len() - here));
+        assert_eq!(mlpack_fs::hash_file(&path).unwrap().0, *blob.digest());
+    }
+    // The other file is not what it was taken for: everything is fetched.
+    let wrong = vec![Known { range: 0..39 * mib, path: old, offset: 0 }];
+    let path = dir.path().join("wrong");
+    let wanted = Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path: path.clone(), known: wrong };
+    let client = Client::new(&registry.host, options(), None).unwrap();
+    pull(&client.repository("team/model"), &[wanted], &quiet).unwrap();
+    assert_eq!(mlpack_fs::hash_file(&path).unwrap().0, *blob.digest());
 }

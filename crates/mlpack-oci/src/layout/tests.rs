@@ -1,8 +1,8 @@
 //! Layouts as we write them, and as someone else might.
 
 use super::*;
-use oci_spec::image::MediaType;
 use oci_spec::image::DescriptorBuilder;
+use oci_spec::image::MediaType;
 
 fn layout() -> (tempfile::TempDir, Layout) {
     let tmp = tempfile::tempdir().unwrap();

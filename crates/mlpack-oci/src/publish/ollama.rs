@@ -30,7 +30,13 @@ pub(super) fn describe(package: &mut Package, model: &Model<'_>) -> Result<Descr
         }
     }
     let digests: Vec<String> = layers.iter().map(|layer| layer.digest().to_string()).collect();
-    let bytes = config(&artifact.details, artifact.config.parameter_count, artifact.variant.as_deref(), modelfile_of(model), &digests);
+    let bytes = config(
+        &artifact.details,
+        artifact.config.parameter_count,
+        artifact.variant.as_deref(),
+        modelfile_of(model),
+        &digests,
+    );
     let config = package.add_blob(media::DOCKER_CONFIG, Blob::of_bytes(bytes));
     let manifest = json!({
         "schemaVersion": 2, "mediaType": media::DOCKER_MANIFEST, "config": plain(&config),

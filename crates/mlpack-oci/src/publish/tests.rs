@@ -55,8 +55,14 @@ fn bench() -> Bench {
 fn publish_to(dir: &Path, artifacts: &[Artifact]) -> Result<(Layout, Published), Error> {
     let layout = Layout::open_or_create(dir)?;
     let annotations = BTreeMap::from([("org.opencontainers.image.vendor".to_owned(), "Example".to_owned())]);
-    let request =
-        PublishRequest { artifacts, tag: &"1.0".parse()?, ecosystems: &[], image: &ImageOptions::default(), annotations: &annotations, digests: &BTreeMap::new() };
+    let request = PublishRequest {
+        artifacts,
+        tag: &"1.0".parse()?,
+        ecosystems: &[],
+        image: &ImageOptions::default(),
+        annotations: &annotations,
+        digests: &BTreeMap::new(),
+    };
     let published = publish(&layout, &request)?;
     Ok((layout, published))
 }
@@ -270,8 +276,14 @@ fn known_digests_save_reading_and_are_checked_when_copied() {
     let artifacts = &bench.artifacts[..1];
     let path = &artifacts[0].path;
     let digests = BTreeMap::from([(path.clone(), Sha256::of(b"something else"))]);
-    let request =
-        PublishRequest { artifacts, tag: &"1.0".parse().unwrap(), ecosystems: &[], image: &ImageOptions::default(), annotations: &BTreeMap::new(), digests: &digests };
+    let request = PublishRequest {
+        artifacts,
+        tag: &"1.0".parse().unwrap(),
+        ecosystems: &[],
+        image: &ImageOptions::default(),
+        annotations: &BTreeMap::new(),
+        digests: &digests,
+    };
     let error = publish(&layout, &request).unwrap_err();
     assert!(matches!(error, Error::ContentMismatch { .. }));
     assert!(layout.tags().unwrap().is_empty());

@@ -138,8 +138,7 @@ pub fn package(lens: &[usize]) -> (Package, Sha256) {
         .enumerate()
         .map(|(at, len)| package.add_blob(media::WEIGHT_RAW, Blob::of_bytes(noise(*len, at as u64 + 1))))
         .collect();
-    let manifest =
-        json!({"schemaVersion": 2, "mediaType": media::IMAGE_MANIFEST, "config": config, "layers": layers});
+    let manifest = json!({"schemaVersion": 2, "mediaType": media::IMAGE_MANIFEST, "config": config, "layers": layers});
     package.add_document(media::IMAGE_MANIFEST, &manifest);
     let digest = package.documents()[0].digest;
     package.tag("v1".parse().unwrap(), digest);

@@ -37,6 +37,8 @@ pub struct Seen {
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body_len: u64,
+    /// Whether it reached the registry whole.
+    pub passed: bool,
 }
 
 impl Seen {
@@ -121,7 +123,7 @@ fn relay(
     let (method, target) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
     let headers: Vec<(String, String)> =
         lines[1..].iter().filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-    let mut seen = Seen { method, target, headers, body_len: 0 };
+    let mut seen = Seen { method, target, headers, body_len: 0, passed: false };
     let len: u64 = seen.header("content-length").map_or(0, |v| v.parse().unwrap());
     let expects = seen.header("expect").is_some();
     let act = (script.lock().unwrap())(&seen);
@@ -165,6 +167,7 @@ fn relay(
     let mut body = early.chain(&client).take(through);
     seen.body_len = io::copy(&mut body, &mut server)?;
     let cut = matches!(act, Act::DropBody(_));
+    seen.passed = !cut && seen.body_len == len;
     log.lock().unwrap().push(seen);
     if cut {
         server.shutdown(Shutdown::Both)?;

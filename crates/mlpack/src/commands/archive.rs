@@ -84,7 +84,7 @@ fn mirror(source: &Source<'_>, document: &[u8], layout: &Layout, out: &Show) -> 
         let byte_len = blob.get("size").and_then(Value::as_u64).context("the manifest has a layer without a size")?;
         let path = layout.blob_path(&digest);
         if !path.is_file() && !wanted.iter().any(|w| w.digest == digest) {
-            wanted.push(Wanted { digest, byte_len, path });
+            wanted.push(Wanted { digest, byte_len, path, known: Vec::new() });
         }
     }
     let bar = out.progress(wanted.iter().map(|w| w.byte_len).sum());
@@ -118,7 +118,8 @@ pub fn import(args: &ImportArgs, out: &Show) -> anyhow::Result<Exit> {
     }
     let mut text = table(["reference", "manifest"], rows.clone());
     text.push_str(&format!("{} in {} blobs, all verified\n", bytes(verified.bytes), verified.blobs));
-    let list: Vec<Value> = rows.iter().map(|[reference, digest]| json!({"reference": reference, "digest": digest})).collect();
+    let list: Vec<Value> =
+        rows.iter().map(|[reference, digest]| json!({"reference": reference, "digest": digest})).collect();
     let value = json!({
         "schema": "mlpack.import/v1", "layout": args.output, "manifests": list, "bytes": verified.bytes,
         "blobs": verified.blobs,

@@ -30,16 +30,21 @@ pub fn deploy_ollama(args: &DeployOllamaArgs, out: &Show) -> anyhow::Result<Exit
     if let Some(api) = &args.api {
         let gguf = packed.package.blobs().find(|blob| blob.file() == Some(&args.artifact));
         let gguf = gguf.expect("the artifact is a blob of its package");
-        let sent = mlpack_registry::OllamaApi::new(api)?.create(&name, gguf, artifact.details.modelfile.as_ref(), &|_| {})?;
+        let sent =
+            mlpack_registry::OllamaApi::new(api)?.create(&name, gguf, artifact.details.modelfile.as_ref(), &|_| {})?;
         let note = "Ollama may rewrite the GGUF when it makes a model over its API; its digest is then another one";
         out.warnings(&[note.to_owned()]);
         let text = format!("{name} at {api}\n{} sent\n", bytes(sent));
-        out.result(&text, &json!({"schema": "mlpack.deploy/v1", "name": name.to_string(), "api": api, "bytes_sent": sent}));
+        out.result(
+            &text,
+            &json!({"schema": "mlpack.deploy/v1", "name": name.to_string(), "api": api, "bytes_sent": sent}),
+        );
         return Ok(Exit::Done);
     }
     let dir = match &args.store {
         Some(dir) => dir.clone(),
-        None => default_store().context("where Ollama keeps its models is not known\n  expected: --store DIR, OLLAMA_MODELS or HOME")?,
+        None => default_store()
+            .context("where Ollama keeps its models is not known\n  expected: --store DIR, OLLAMA_MODELS or HOME")?,
     };
     let installed = OllamaStore::new(&dir).install(&name, &packed.package, &manifest)?;
     let text = format!(

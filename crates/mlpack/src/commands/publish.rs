@@ -110,7 +110,7 @@ fn fetch_layers(source: &Source<'_>, base: &mut BaseImage, artifact: &str, out: 
     for blob in base.platforms.iter().flat_map(|platform| &platform.layers) {
         let path = cache.join(blob.digest().to_string());
         if !path.is_file() && !wanted.iter().any(|w| w.path == path) {
-            wanted.push(Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path });
+            wanted.push(Wanted { digest: *blob.digest(), byte_len: blob.byte_len(), path, known: Vec::new() });
         }
     }
     out.step(&format!("pulling {} layers of {}", wanted.len(), base.name));
@@ -371,7 +371,8 @@ fn record(packed: &Packed, target: &Place, folder: &Path) -> anyhow::Result<()> 
         let document = packed.package.document(&manifest.digest).expect("a manifest is in its package");
         let document: Value = serde_json::from_slice(&document.bytes).expect("a document of ours is JSON");
         for layer in document.get("layers").and_then(Value::as_array).into_iter().flatten() {
-            let digest = layer.get("digest").and_then(Value::as_str).and_then(|d| d.strip_prefix("sha256:")?.parse().ok());
+            let digest =
+                layer.get("digest").and_then(Value::as_str).and_then(|d| d.strip_prefix("sha256:")?.parse().ok());
             if let Some((digest, path)) = digest.and_then(|digest| Some((digest, files.get(&digest)?))) {
                 let dependency = Dependency::file(Role::Artifact, path, digest);
                 if !dependencies.contains(&dependency) {
@@ -398,8 +399,7 @@ fn record(packed: &Packed, target: &Place, folder: &Path) -> anyhow::Result<()> 
 }
 
 fn report(target: &Place, manifests: &[(String, Sha256)], written: u64, skipped: u64) -> (String, Value) {
-    let rows =
-        manifests.iter().map(|(tag, digest)| [format!("{}:{tag}", target.name()), format!("sha256:{digest}")]);
+    let rows = manifests.iter().map(|(tag, digest)| [format!("{}:{tag}", target.name()), format!("sha256:{digest}")]);
     let mut text = table(["reference", "manifest"], rows);
     text.push_str(&format!("{} written, {} were there already\n", bytes(written), bytes(skipped)));
     let list: Vec<_> =

@@ -6,8 +6,9 @@ use crate::exit::Exit;
 use crate::show::{Show, bytes, table};
 use anyhow::{Context as _, bail};
 use mlpack_fs::{AtomicDir, Sha256, hash_file};
-use mlpack_oci::{Content, Contents, Entry, Form, contents, media};
-use mlpack_registry::Wanted;
+use mlpack_gguf::GgufFile;
+use mlpack_oci::{Content, Contents, Entry, Form, TensorMap, contents, media};
+use mlpack_registry::{Known, Wanted};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,7 @@ pub fn pull(args: &PullArgs, out: &Show) -> anyhow::Result<Exit> {
     let mut files = Vec::new();
     collect(&source, &root.bytes, &select, 0, &mut files)?;
     let plan = Plan::new(files, &select)?;
+    let plan = Plan { maps: tensor_maps(&source, &plan, &args.output)?, ..plan };
     out.step(&format!("pulling {} of {} into {}", plan.summary(), args.reference, args.output.display()));
     let (names, fetched, kept) = fetch(&source, &plan, &args.output, out)?;
     let rows = names.iter().map(|name| {
@@ -126,7 +128,12 @@ fn collect(
     for entry in taken {
         let child = source.document(&entry.digest)?;
         if child.bytes.len() as u64 != entry.byte_len {
-            bail!("manifest sha256:{} has {} bytes, its index says {}", entry.digest, child.bytes.len(), entry.byte_len);
+            bail!(
+                "manifest sha256:{} has {} bytes, its index says {}",
+                entry.digest,
+                child.bytes.len(),
+                entry.byte_len
+            );
         }
         collect(source, &child.bytes, select, depth + 1, files)?;
     }
@@ -138,11 +145,21 @@ struct Plan {
     files: BTreeMap<String, (Sha256, u64)>,
     archives: Vec<(Sha256, u64, bool, String)>,
     patterns: Vec<String>,
+    /// Blobs that are tensor maps.
+    map_blobs: Vec<Sha256>,
+    /// Tensor maps of files that another version of is there, by the files' digests.
+    maps: BTreeMap<Sha256, TensorMap>,
 }
 
 impl Plan {
     fn new(contents: Vec<Content>, select: &Select) -> anyhow::Result<Plan> {
-        let mut plan = Plan { files: BTreeMap::new(), archives: Vec::new(), patterns: select.files.clone() };
+        let mut plan = Plan {
+            files: BTreeMap::new(),
+            archives: Vec::new(),
+            patterns: select.files.clone(),
+            map_blobs: Vec::new(),
+            maps: BTreeMap::new(),
+        };
         for content in contents {
             match content.form {
                 Form::File(name) if plan.wants(&name) => {
@@ -160,7 +177,8 @@ impl Plan {
                         plan.archives.push(archive);
                     }
                 }
-                Form::File(_) | Form::TensorMap => {}
+                Form::TensorMap => plan.map_blobs.push(content.digest),
+                Form::File(_) => {}
             }
         }
         if plan.files.is_empty() && plan.archives.is_empty() {
@@ -174,9 +192,39 @@ impl Plan {
     }
 
     fn summary(&self) -> String {
-        let len: u64 = self.files.values().map(|(_, len)| len).chain(self.archives.iter().map(|(_, len, ..)| len)).sum();
+        let len: u64 =
+            self.files.values().map(|(_, len)| len).chain(self.archives.iter().map(|(_, len, ..)| len)).sum();
         format!("{} in {} layers", bytes(len), self.files.len() + self.archives.len())
     }
+}
+
+/// The tensor maps of files of which another version is in the output.
+fn tensor_maps(source: &Source<'_>, plan: &Plan, output: &Path) -> anyhow::Result<BTreeMap<Sha256, TensorMap>> {
+    let mut maps = BTreeMap::new();
+    if plan.files.keys().any(|name| output.join(name).is_file()) {
+        for digest in &plan.map_blobs {
+            let map = TensorMap::parse(&source.small_blob(digest)?)?;
+            maps.insert(map.file, map);
+        }
+    }
+    Ok(maps)
+}
+
+/// The tensors that the file there has, too. What cannot be read is no help, and no error.
+fn unchanged(map: &TensorMap, there: &Path) -> Vec<Known> {
+    let Ok(gguf) = GgufFile::open(there) else { return Vec::new() };
+    let tensors: BTreeMap<&str, _> = gguf.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut known = Vec::new();
+    for wanted in &map.tensors {
+        let Some(tensor) = tensors.get(wanted.name.as_str()) else { continue };
+        let same_len = tensor.range.end - tensor.range.start == wanted.byte_len;
+        if same_len && wanted.byte_len > 0 && Sha256::of(gguf.bytes(tensor)) == wanted.sha256 {
+            let range = wanted.offset..wanted.offset + wanted.byte_len;
+            known.push(Known { range, path: there.to_owned(), offset: tensor.range.start });
+        }
+        gguf.release(tensor.range.clone());
+    }
+    known
 }
 
 /// Fetches and puts in place; the names of the files, and the bytes that came and that were there.
@@ -197,11 +245,17 @@ fn fetch(source: &Source<'_>, plan: &Plan, output: &Path, out: &Show) -> anyhow:
         if (occupied && present(&output.join(name))) || present(&stage.join(name)) {
             there += byte_len;
         } else {
-            wanted.push(Wanted { digest: *digest, byte_len: *byte_len, path: stage.join(name) });
+            let known = plan.maps.get(digest).map_or_else(Vec::new, |map| unchanged(map, &output.join(name)));
+            wanted.push(Wanted { digest: *digest, byte_len: *byte_len, path: stage.join(name), known });
         }
     }
     for (digest, byte_len, ..) in &plan.archives {
-        wanted.push(Wanted { digest: *digest, byte_len: *byte_len, path: layer_path(&stage, digest) });
+        wanted.push(Wanted {
+            digest: *digest,
+            byte_len: *byte_len,
+            path: layer_path(&stage, digest),
+            known: Vec::new(),
+        });
     }
     let bar = out.progress(wanted.iter().map(|w| w.byte_len).sum());
     let progress = |n: i64| match u64::try_from(n) {

@@ -8,6 +8,9 @@ use mlpack_registry::{Client, CredentialFiles, Document, Options, Repository, Wa
 use std::env;
 use std::path::PathBuf;
 
+/// Largest blob that is read into memory.
+const SMALL_LIMIT: u64 = 4 << 20;
+
 /// A client for a repository of a host.
 pub fn client(host: &str, repository: &str, args: &RegistryArgs) -> anyhow::Result<Client> {
     let mut options = Options { plain_http: args.plain_http, ca_files: args.ca.clone(), ..Options::default() };
@@ -130,6 +133,14 @@ impl<'a> Source<'a> {
                 let media_type = descriptor.media_type().to_string();
                 Ok(Document { media_type, digest: *digest, bytes })
             }
+        }
+    }
+
+    /// A small blob in memory.
+    pub fn small_blob(&self, digest: &Sha256) -> anyhow::Result<Vec<u8>> {
+        match self {
+            Source::Registry(repository) => Ok(repository.small_blob(digest)?),
+            Source::Layout(layout) => Ok(mlpack_fs::read_bounded(&layout.blob_path(digest), SMALL_LIMIT)?),
         }
     }
 
