@@ -172,7 +172,9 @@ fn reason(error: &ureq::Error) -> String {
 /// The same for a body that breaks off.
 pub(crate) fn io_reason(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    chars.next().map(|first| format!("{}{}", first.to_lowercase(), chars.as_str())).unwrap_or_default()
 }
 
 /// The blob's bytes on their way; remembers an error of our own side.

@@ -21,7 +21,9 @@ pub fn export(args: &ExportArgs, out: &Show) -> anyhow::Result<Exit> {
         Place::Layout { .. } => None,
         Place::Registry { .. } => Some(AtomicDir::resume(Path::new(&folder))?),
     };
-    let package = match package(&place, staged.as_ref().map(AtomicDir::contents), out) {
+    // Below the staged directory: both it and a layout lock their own.
+    let layout = staged.as_ref().map(|staged| staged.contents().join("layout"));
+    let package = match package(&place, layout.as_deref(), out) {
         Ok(package) => package,
         Err(error) => {
             if let Some(staged) = staged {
