@@ -393,17 +393,18 @@ mod tests {
         file.write_at(2, b"cd").unwrap();
         file.keep();
         assert_eq!(names(dir.path()), [".f.mlpack-partial"]);
-        let (file, taken) = AtomicFile::resume(&path, 6, &[2..4]).unwrap();
-        assert_eq!(taken, [2..4]);
+        let left = vec![Range { start: 2, end: 4 }];
+        let (file, taken) = AtomicFile::resume(&path, 6, &left).unwrap();
+        assert_eq!(taken, left);
         file.write_at(4, b"ef").unwrap();
         file.write_at(0, b"ab").unwrap();
         assert_eq!(file.seal().unwrap(), Sha256::of(b"abcdef"));
         assert_eq!(names(dir.path()), ["f"]);
         // Nothing is left of it, or something of another length: it starts anew.
-        let (file, taken) = AtomicFile::resume(&path, 6, &[2..4]).unwrap();
+        let (file, taken) = AtomicFile::resume(&path, 6, &left).unwrap();
         assert_eq!(taken, []);
         file.keep();
-        assert_eq!(AtomicFile::resume(&path, 7, &[2..4]).unwrap().1, []);
+        assert_eq!(AtomicFile::resume(&path, 7, &left).unwrap().1, []);
 
         let output = dir.path().join("d");
         let kept = AtomicDir::resume(&output).unwrap();

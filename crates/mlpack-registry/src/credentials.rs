@@ -79,10 +79,10 @@ impl CredentialFiles {
                     return Ok(Some(found));
                 }
             }
-            if let Some(entry) = config.get("auths").and_then(|auths| entry(auths, host, repository)) {
-                if let Some(found) = inline(entry).map_err(|t| failed(name.clone(), t))? {
-                    return Ok(Some(found));
-                }
+            if let Some(entry) = config.get("auths").and_then(|auths| entry(auths, host, repository))
+                && let Some(found) = inline(entry).map_err(|t| failed(name.clone(), t))?
+            {
+                return Ok(Some(found));
             }
         }
         Ok(None)

@@ -277,8 +277,8 @@ fn manifest(layout: &Layout, name: &str, accept: &[String]) -> Result<Answer, ml
                 accept.is_empty() || accept.iter().any(|a| a == media_type || a == "*/*" || a == "application/*")
             };
             // Ollama asks for Docker's manifest alone; it gets the one that was published for it.
-            let own = find(tag.as_str()).filter(|d| takes(&d.media_type().to_string()));
-            let other = || find(&format!("{tag}-ollama")).filter(|d| takes(&d.media_type().to_string()));
+            let own = find(tag.as_str()).filter(|d| takes(d.media_type().as_ref()));
+            let other = || find(&format!("{tag}-ollama")).filter(|d| takes(d.media_type().as_ref()));
             match own.or_else(other) {
                 Some(descriptor) => descriptor.clone(),
                 None => return unknown(),
@@ -286,7 +286,7 @@ fn manifest(layout: &Layout, name: &str, accept: &[String]) -> Result<Answer, ml
         }
     };
     let bytes = layout.read_bytes(&descriptor)?;
-    let mut answer = document(200, &descriptor.media_type().to_string(), bytes);
+    let mut answer = document(200, descriptor.media_type().as_ref(), bytes);
     answer.headers.push(("Docker-Content-Digest", descriptor.digest().to_string()));
     Ok(answer)
 }

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 /// Whether the tool can be run.
+#[allow(clippy::print_stderr, reason = "a test that cannot run says so")]
 pub fn present(tool: &str, argument: &str) -> bool {
     if Command::new(tool).arg(argument).output().is_ok_and(|o| o.status.success()) {
         return true;
