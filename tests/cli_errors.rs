@@ -2,7 +2,8 @@
 //! is; nothing is left behind.
 
 use crate::support::{TestDir, fixture, mlpack};
-use std::path::Path;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Exit codes (docs/ARCHITECTURE.md).
@@ -89,6 +90,71 @@ fn values_that_overflow_float16_are_refused_there_and_only_there() {
     let model = base_with(&dir, "model.layers.0.mlp.gate_proj.weight", 0x714a);
     refuses("f16-overflow", &dir, &["convert", &model, "--quant", "BF16,F16", "-o", "out"], BAD_INPUT);
     mlpack(&dir).args(["convert", &model, "--quant", "BF16", "-o", "out"]).succeed();
+}
+
+/// The legal-qa base with a JSON file changed; the folder is called `model`.
+fn base_changed(dir: &TestDir, file: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let model = dir.copy("legal-qa/kjv-llama", "model");
+    let path = model.join(file);
+    let mut content: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut content);
+    std::fs::write(&path, content.to_string()).unwrap();
+    model
+}
+
+#[test]
+fn configs_and_tokenizers_that_do_not_fit_the_weights() {
+    let refuses = |name: &str, file: &str, change: &dyn Fn(&mut Value)| {
+        let dir = TestDir::new();
+        base_changed(&dir, file, change);
+        refuses(name, &dir, &["convert", "model", "--quant", "F16", "-o", "out"], BAD_INPUT);
+    };
+    refuses("config-without-fields", "config.json", &|config| {
+        *config = json!({"architectures": config["architectures"]})
+    });
+    refuses("config-wrong-type", "config.json", &|config| config["num_attention_heads"] = json!("eight"));
+    refuses("vocab-size-too-small", "config.json", &|config| config["vocab_size"] = json!(2000));
+    refuses("vocab-size-too-large", "config.json", &|config| config["vocab_size"] = json!(2112));
+    refuses("quantized-otherwise", "config.json", &|config| {
+        config["quantization_config"] = json!({"quant_method": "awq"})
+    });
+}
+
+#[test]
+fn tokens_that_share_an_id() {
+    let dir = TestDir::new();
+    let model = base_changed(&dir, "tokenizer.json", |tokenizer| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let id = added[0]["id"].clone();
+        added[1]["id"] = id;
+    });
+    std::fs::remove_file(model.join("tokenizer.model")).unwrap();
+    refuses("tokens-share-an-id", &dir, &["convert", "model", "--quant", "F16", "-o", "out"], BAD_INPUT);
+}
+
+#[test]
+fn every_tensor_that_the_architecture_does_not_know_is_named() {
+    let dir = TestDir::new();
+    let path = dir.copy("legal-qa/kjv-llama", "model").join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    for (from, to) in [("model.norm.weight", "model.nrom.weight"), ("layers.1.mlp.up_proj", "layers.1.mlp.up_porj")] {
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    refuses("unknown-tensors", &dir, &["convert", "model", "--quant", "F16", "-o", "out"], BAD_INPUT);
+}
+
+#[test]
+fn a_chat_template_that_does_not_parse_and_an_id_beyond_the_vocabulary_are_warned_about() {
+    let dir = TestDir::new();
+    let model = base_changed(&dir, "config.json", |config| config["pad_token_id"] = json!(99_999));
+    std::fs::write(model.join("chat_template.jinja"), "{% for message in %}").unwrap();
+    let (_, stderr) = mlpack(&dir).args(["convert", "model", "--quant", "F16", "-o", "out"]).expect(0);
+    insta::assert_snapshot!("warned-about", stderr);
+    let file = mlpack_gguf::GgufFile::open(&dir.path("out/model-F16.gguf")).unwrap();
+    let template = file.metadata().find("tokenizer.chat_template");
+    assert_eq!(template, Some(&"{% for message in %}".into()), "it is kept as it is");
 }
 
 #[test]

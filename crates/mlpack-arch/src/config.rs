@@ -48,6 +48,7 @@ impl Config {
         let completed = match self.model_type()? {
             None => Err("it has no `model_type`".to_owned()),
             Some(model_type) => match families.config_table(model_type) {
+                Some(table) if table.plain => return Ok(self),
                 Some(table) => complete::complete(&self.raw, table).map_err(|refusal| refusal.to_string()),
                 None => {
                     let nearest = mlpack_tensor::nearest(model_type, families.model_types(), 3);

@@ -15,8 +15,11 @@ use std::sync::Arc;
 
 /// The descriptions that are part of the program.
 const BUILTIN: &[(&str, &str)] = &[
+    ("archs/baichuan.toml", include_str!("../archs/baichuan.toml")),
+    ("archs/bert.toml", include_str!("../archs/bert.toml")),
     ("archs/cohere2.toml", include_str!("../archs/cohere2.toml")),
     ("archs/command-r.toml", include_str!("../archs/command-r.toml")),
+    ("archs/deepseek.toml", include_str!("../archs/deepseek.toml")),
     ("archs/deepseek2.toml", include_str!("../archs/deepseek2.toml")),
     ("archs/ernie4_5.toml", include_str!("../archs/ernie4_5.toml")),
     ("archs/exaone4.toml", include_str!("../archs/exaone4.toml")),
@@ -25,14 +28,19 @@ const BUILTIN: &[(&str, &str)] = &[
     ("archs/gemma2.toml", include_str!("../archs/gemma2.toml")),
     ("archs/gemma3.toml", include_str!("../archs/gemma3.toml")),
     ("archs/glm4.toml", include_str!("../archs/glm4.toml")),
+    ("archs/gpt-oss.toml", include_str!("../archs/gpt-oss.toml")),
     ("archs/gpt2.toml", include_str!("../archs/gpt2.toml")),
     ("archs/gptneox.toml", include_str!("../archs/gptneox.toml")),
     ("archs/granite.toml", include_str!("../archs/granite.toml")),
     ("archs/granitemoe.toml", include_str!("../archs/granitemoe.toml")),
     ("archs/hunyuan-dense.toml", include_str!("../archs/hunyuan-dense.toml")),
+    ("archs/internlm2.toml", include_str!("../archs/internlm2.toml")),
     ("archs/lfm2.toml", include_str!("../archs/lfm2.toml")),
     ("archs/llama.toml", include_str!("../archs/llama.toml")),
+    ("archs/mamba.toml", include_str!("../archs/mamba.toml")),
     ("archs/minimax-m2.toml", include_str!("../archs/minimax-m2.toml")),
+    ("archs/modern-bert.toml", include_str!("../archs/modern-bert.toml")),
+    ("archs/nomic-bert.toml", include_str!("../archs/nomic-bert.toml")),
     ("archs/olmo.toml", include_str!("../archs/olmo.toml")),
     ("archs/olmo2.toml", include_str!("../archs/olmo2.toml")),
     ("archs/olmoe.toml", include_str!("../archs/olmoe.toml")),
@@ -42,10 +50,14 @@ const BUILTIN: &[(&str, &str)] = &[
     ("archs/qwen2moe.toml", include_str!("../archs/qwen2moe.toml")),
     ("archs/qwen3.toml", include_str!("../archs/qwen3.toml")),
     ("archs/qwen3moe.toml", include_str!("../archs/qwen3moe.toml")),
+    ("archs/roberta.toml", include_str!("../archs/roberta.toml")),
     ("archs/seed_oss.toml", include_str!("../archs/seed_oss.toml")),
     ("archs/smollm3.toml", include_str!("../archs/smollm3.toml")),
     ("archs/stablelm.toml", include_str!("../archs/stablelm.toml")),
     ("archs/starcoder2.toml", include_str!("../archs/starcoder2.toml")),
+    ("archs/t5.toml", include_str!("../archs/t5.toml")),
+    ("archs/t5encoder.toml", include_str!("../archs/t5encoder.toml")),
+    ("archs/xlm-roberta.toml", include_str!("../archs/xlm-roberta.toml")),
 ];
 
 /// Bytes of the largest description file that is read.
@@ -110,6 +122,7 @@ impl Families {
 #[derive(Clone, Debug)]
 pub struct Family {
     pub(crate) source: PathBuf,
+    pub(crate) name: String,
     pub(crate) arch: String,
     pub(crate) description: String,
     pub(crate) tokenizer: VocabReader,
@@ -130,6 +143,11 @@ pub struct Family {
 }
 
 impl Family {
+    /// Its name: the value of `general.architecture`, or another where several families share that one.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The value of `general.architecture`.
     pub fn arch(&self) -> &str {
         &self.arch
@@ -214,6 +232,8 @@ pub(crate) struct MetadataEntry {
     pub only_with: Option<String>,
     /// No key for a value that Python takes for false.
     pub unless_zero: bool,
+    /// It comes after the keys of the pooling.
+    pub after_pooling: bool,
 }
 
 /// A value of a description.
@@ -247,6 +267,9 @@ pub(crate) enum ValueKind {
     /// The size of the field, with `block_auto_adjust_ff_dim` two thirds of it, scaled and rounded up as the other
     /// `block_*` fields say.
     AdjustedFeedForward,
+    /// The names of a classifier's labels in the order of their numbers, where they are not the ones that transformers
+    /// makes up for two.
+    ClassLabels,
 }
 
 /// One kind of tensor.
@@ -259,6 +282,10 @@ pub(crate) struct TensorEntry {
     pub suffix: String,
     pub transform: TransformEntry,
     pub values: ValueChange,
+    /// Of several such tensors in a checkpoint, the first alone is written: they are the same.
+    pub first_only: bool,
+    /// It is there for classifiers with named labels alone, or for all others alone.
+    pub labels: Option<bool>,
 }
 
 /// What is done to the values of a tensor, one by one.
@@ -270,6 +297,8 @@ pub enum ValueChange {
     None,
     /// One is added, in float16 for a float16 tensor and in float32 for every other.
     AddOne,
+    /// `-exp(v)`, with the exponential rounded to float16 for a float16 tensor and to float32 for every other.
+    NegativeExp,
 }
 
 /// A tensor name without its suffix, with the layer number left open.
@@ -397,6 +426,37 @@ pub(crate) enum TransformEntry {
         /// Config fields that hold the number of groups; 1 when none is there.
         groups: Vec<String>,
     },
+    /// Three equal parts, queries, keys and values, each with the rows of every head; those of queries and keys go from
+    /// "two halves" to "pairs".
+    PermutedParts {
+        /// Config fields that hold the number of heads.
+        heads: Vec<String>,
+    },
+    /// Groups of query heads, a key head and a value head are divided among queries, keys and values; rows of heads of
+    /// queries and keys go from "two halves" to "pairs".
+    PermutedGroups {
+        /// Config fields that hold the number of query heads.
+        heads: Vec<String>,
+        /// Config fields that hold the number of groups.
+        groups: Vec<String>,
+    },
+    /// MXFP4 with scales beside it, as gpt-oss stores its experts: blocks of 16 bytes are the innermost dimension.
+    Mxfp4 {
+        /// Rows belong to two tensors in turn.
+        #[serde(default)]
+        interleaved: bool,
+    },
+    /// The elements of every row belong to two tensors in turn.
+    Interleaved {
+        /// Rows and columns of every matrix change places.
+        #[serde(default)]
+        transposed: bool,
+    },
+    /// The first rows go away; none where a field is missing.
+    SkipRows {
+        /// How many.
+        count: Expression,
+    },
     /// Rows stored as (head, key or value, row) become keys, each head transposed, and values.
     LatentHeads {
         /// Config fields that hold the number of heads.
@@ -423,10 +483,14 @@ pub(crate) struct ConfigTable {
     pub partial_rotary_factor: Option<f64>,
     /// The rope parameters are an object per layer type; `rope_theta` is that of full attention, this the other.
     pub sliding_rope_theta: Option<f64>,
+    /// The fields with the theta of full and of sliding attention; a `rope_scaling` counts for both then.
+    pub rope_theta_fields: Option<[String; 2]>,
     /// Other names of fields.
     pub aliases: BTreeMap<String, String>,
     pub checks: Vec<ConfigCheck>,
     pub fields: BTreeMap<String, Field>,
+    /// The converter reads the config without transformers: there are no defaults.
+    pub plain: bool,
 }
 
 /// A rule of one config class.
@@ -489,6 +553,9 @@ pub(crate) enum Derived {
     SlidingAfter(String),
     /// One layer type per layer: full attention in every layer whose number, counted from 1, is a multiple of that.
     SlidingUnlessEvery(Expression),
+    /// One layer type per layer: full attention in every layer whose number, counted from 0, is a multiple of that field,
+    /// which the class does not declare, or else of the number.
+    FullEvery(String, i64),
     /// One layer type per layer: attention in the layers that the field lists (all when it is null), else `conv`.
     AttentionIn(String),
 }
@@ -505,6 +572,9 @@ impl Derived {
         }
         if let Some(argument) = call("attention_in") {
             return word(argument).map(Derived::AttentionIn);
+        }
+        if let Some((field, default)) = call("full_every").and_then(|arguments| arguments.split_once(',')) {
+            return Some(Derived::FullEvery(word(field)?, default.trim().parse().ok()?));
         }
         if let Some(argument) = call("sliding_unless_every") {
             return Some(Derived::SlidingUnlessEvery(Expression::parse(argument)?));
@@ -526,7 +596,7 @@ mod tests {
         let mut model_types = HashSet::new();
         for (name, text) in BUILTIN {
             let family = Family::parse(Path::new(name), text).unwrap_or_else(|e| panic!("{e}"));
-            assert_eq!(format!("archs/{}.toml", family.arch()), *name, "a file is named like its arch");
+            assert_eq!(format!("archs/{}.toml", family.name()), *name, "a file is named like its family");
             for class in family.classes() {
                 assert!(classes.insert(class.to_owned()), "{class} is in two files");
             }

@@ -46,5 +46,5 @@ pub use extra::ExtraTensor;
 pub use family::{Families, Family, ValueChange};
 pub use general::{ParameterCount, parameter_count};
 pub use model::{MetadataRequest, Model, ModelMetadata};
-pub use tensors::{MappedTensor, Mapping, StackPlace, TensorPart, TensorRule};
+pub use tensors::{MappedTensor, Mapping, Packing, StackPlace, TensorPart, TensorRule};
 pub use view::View;

@@ -3,6 +3,7 @@
 use crate::extra::{llama3_rope_freqs, longrope_factors};
 use crate::family::{Class, ExtraKind, RefusedField};
 use crate::parameters::rope_parameters;
+use crate::tensors::Quantization;
 use crate::tokenizer::{self, TokenizerRequest};
 use crate::{Config, Error, ExtraTensor, Families, Family, ParameterCount, general, json, parameters, pooling};
 use mlpack_tensor::Metadata;
@@ -17,6 +18,7 @@ pub struct Model {
     config: Config,
     family: Arc<Family>,
     class: Class,
+    quantization: Quantization,
 }
 
 /// What the metadata of a GGUF file depends on besides the model directory.
@@ -74,7 +76,7 @@ impl Model {
                 return Err(Error::UnsupportedConfig { path: config.path().to_owned(), field, what });
             }
         }
-        refuse_quantized(dir, &config)?;
+        refuse_quantized(dir)?;
         let class = config.class()?;
         let Some(family) = families.find_shared(class) else {
             return Err(Error::UnknownArchitecture {
@@ -86,7 +88,8 @@ impl Model {
         let class = family.classes.get(class).cloned().unwrap_or_default();
         let config = config.complete(families)?;
         refuse_fields(family, &config)?;
-        Ok(Model { dir: dir.to_owned(), family: family.clone(), class, config })
+        let quantization = Quantization::of(&config, family)?;
+        Ok(Model { dir: dir.to_owned(), family: family.clone(), class, config, quantization })
     }
 
     /// The model directory.
@@ -107,6 +110,10 @@ impl Model {
     /// The description that the model is converted by.
     pub fn family(&self) -> &Family {
         &self.family
+    }
+
+    pub(crate) fn quantization(&self) -> Quantization {
+        self.quantization
     }
 
     pub(crate) fn class(&self) -> &Class {
@@ -138,19 +145,23 @@ impl Model {
         self.refuse_name(request.name)?;
         let mut files = vec![self.config.path().to_owned()];
         let mut entries = self.metadata_before_tokenizer(request, &mut files)?;
-        let tokenizer = tokenizer::read(&TokenizerRequest {
+        let asked = TokenizerRequest {
             dir: &self.dir,
             config: self.config.value(),
             reader: self.family.tokenizer,
             pre: request.pre,
-        })?;
+        };
+        let (tokenizer, check) = tokenizer::read_checked(&asked)?;
+        if let Some(size) = tokenizer.vocab_size.and_then(|size| u32::try_from(size).ok()) {
+            entries.set(format!("{}.vocab_size", self.arch()), size.into());
+        }
         entries.extend(tokenizer.metadata.iter().map(|(key, value)| (key.to_owned(), value.clone())));
         for file in tokenizer.files {
             if !files.contains(&file) {
                 files.push(file);
             }
         }
-        let warnings = self.config.warnings().iter().cloned().chain(tokenizer.warnings).collect();
+        let warnings = self.config.warnings().iter().cloned().chain(tokenizer.warnings).chain(check.warnings).collect();
         Ok(ModelMetadata { entries, warnings, files })
     }
 
@@ -194,6 +205,7 @@ impl Model {
         if self.family.pooling {
             pooling::append(&mut metadata, self, files)?;
         }
+        parameters::append_after_pooling(&mut metadata, &self.family, &self.config)?;
         metadata.set("general.quantization_version", QUANTIZATION_VERSION.into());
         Ok(metadata)
     }
@@ -221,23 +233,13 @@ fn refuse_fields(family: &Family, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_quantized(dir: &Path, config: &Config) -> Result<(), Error> {
-    let method = |value: Option<&Value>| match value {
-        Some(Value::String(method)) => method.clone(),
-        _ => "not named".to_owned(),
-    };
-    match config.raw().get("quantization_config") {
-        None | Some(Value::Null) => {}
-        Some(given) => {
-            let path = config.path().to_owned();
-            return Err(Error::Quantized { path, method: method(given.get("quant_method")) });
-        }
-    }
+/// Refuses checkpoints of TensorRT Model Optimizer, which say it in a file of their own.
+fn refuse_quantized(dir: &Path) -> Result<(), Error> {
     let path = dir.join("hf_quant_config.json");
     if path.is_file() {
         let given = json::read_object(&path)?;
-        let method = method(given.get("quantization").and_then(|q| q.get("quant_algo")));
-        return Err(Error::Quantized { path, method });
+        let method = given.get("quantization").and_then(|q| q.get("quant_algo")).and_then(Value::as_str);
+        return Err(Error::Quantized { path, method: method.unwrap_or("not named").to_owned() });
     }
     Ok(())
 }

@@ -53,10 +53,13 @@ pub(crate) fn append(metadata: &mut Metadata, family: &Family, config: &Config, 
     if family.common_metadata {
         writer.common()?;
     }
-    for entry in &family.metadata {
-        writer.family_entry(entry)?;
-    }
-    Ok(())
+    family.metadata.iter().filter(|entry| !entry.after_pooling).try_for_each(|entry| writer.family_entry(entry))
+}
+
+/// Appends those of the family's keys that come after the keys of the pooling.
+pub(crate) fn append_after_pooling(metadata: &mut Metadata, family: &Family, config: &Config) -> Result<(), Error> {
+    let mut writer = Writer { metadata, arch: &family.arch, config, ignored: &family.ignored_fields, file_type: 0 };
+    family.metadata.iter().filter(|entry| entry.after_pooling).try_for_each(|entry| writer.family_entry(entry))
 }
 
 /// The rope parameters, with what older configs say outside of them.
@@ -175,6 +178,11 @@ impl Writer<'_> {
         match (entry.kind, &entry.value) {
             (ValueKind::LayerCount, _) => return self.layer_count(&entry.key),
             (ValueKind::FileType, _) => self.set(&entry.key, self.file_type),
+            (ValueKind::ClassLabels, _) => {
+                if let Some(labels) = class_labels(self.config)? {
+                    self.set(&entry.key, labels);
+                }
+            }
             (_, Some(Constant::Bool(value))) => self.set(&entry.key, *value),
             (_, Some(Constant::Integer(value))) => self.set(&entry.key, *value),
             (_, Some(Constant::Float(value))) => self.set(&entry.key, *value as f32),
@@ -304,6 +312,26 @@ impl Writer<'_> {
     }
 }
 
+/// The names of a classifier's labels by number; `None` where they are the two that transformers makes up.
+pub(crate) fn class_labels(config: &Config) -> Result<Option<Vec<String>>, Error> {
+    const FIELD: &str = "id2label";
+    let mut labels: Vec<(i64, String)> = match config.field(FIELD).filter(|v| !v.is_null()) {
+        None => {
+            let count = config.field("num_labels").map_or(Ok(2), |count| config.u32("num_labels", count))?;
+            (0..i64::from(count.min(1 << 16))).map(|i| (i, format!("LABEL_{i}"))).collect()
+        }
+        Some(Value::Object(labels)) => {
+            let label = |(number, name): (&String, &Value)| Some((number.parse().ok()?, name.as_str()?.to_owned()));
+            let parsed: Option<Vec<_>> = labels.iter().map(label).collect();
+            parsed.ok_or_else(|| config.wrong(FIELD, "names by number", &config.value()[FIELD]))?
+        }
+        Some(other) => return Err(config.wrong(FIELD, "names by number", other)),
+    };
+    labels.sort();
+    let made_up = labels.len() == 2 && labels.first().is_some_and(|(number, name)| *number == 0 && name == "LABEL_0");
+    Ok((!made_up && !labels.is_empty()).then(|| labels.into_iter().map(|(_, name)| name).collect()))
+}
+
 /// `block_multiple_of` rounded up from two thirds of the size, scaled by `block_ffn_dim_multiplier`.
 fn adjusted_feed_forward(config: &Config, size: u32) -> Result<u32, Error> {
     let field = |name: &'static str| config.field(name).ok_or_else(|| config.missing(&[name]));
@@ -323,7 +351,9 @@ fn adjusted_feed_forward(config: &Config, size: u32) -> Result<u32, Error> {
 
 fn convert(config: &Config, field: &str, kind: ValueKind, value: &Value) -> Result<MetaValue, Error> {
     Ok(match (kind, value) {
-        (ValueKind::LayerCount | ValueKind::FileType, _) => unreachable!("these come from no field"),
+        (ValueKind::LayerCount | ValueKind::FileType | ValueKind::ClassLabels, _) => {
+            unreachable!("these come from no field")
+        }
         (ValueKind::SlidingPattern, Value::Array(types)) if !types.is_empty() => {
             let sliding: Vec<bool> = types.iter().map(|t| t.as_str() == Some("sliding_attention")).collect();
             sliding.into()

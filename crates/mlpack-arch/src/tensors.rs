@@ -1,11 +1,15 @@
 //! From the names of a checkpoint to the names of a GGUF file (llama.cpp b11434, `conversion/base.py`).
 
 mod order;
+mod packing;
 mod transform;
 
 pub use order::{MappedTensor, Mapping};
+pub use packing::Packing;
+pub(crate) use packing::Quantization;
 
 use crate::family::{LAYER, Numbers, Template, TensorEntry, ValueChange};
+use crate::parameters::class_labels;
 use crate::{Error, Model, View, json};
 use mlpack_tensor::{Shape, nearest};
 
@@ -34,6 +38,8 @@ pub struct TensorPart {
     pub values: ValueChange,
     /// As F32, whatever type is asked for: norms, biases, everything with one dimension.
     pub force_f32: bool,
+    /// It is dropped where another tensor gave the same one before.
+    pub first_only: bool,
     /// Its place, where it is one of a stack.
     pub stack: Option<StackPlace>,
 }
@@ -48,6 +54,9 @@ pub struct StackPlace {
     /// Stacks with the same word and layer are written together.
     pub group: (String, u64),
 }
+
+/// What programs that train put before the names of all tensors when they save a model with its wrapping.
+const WRAPPERS: &[&str] = &["module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model."];
 
 /// Name parts of the vision, audio and projector tensors that the text part of a model does without.
 const MULTIMODAL_PARTS: &[&str] = &[
@@ -120,7 +129,11 @@ impl Model {
     /// config says.
     pub fn map_tensor(&self, name: &str, shape: &Shape) -> Result<TensorRule, Error> {
         let family = self.family();
-        let mut source = name.to_owned();
+        let mut source = name;
+        while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| source.strip_prefix(wrapper)) {
+            source = inner;
+        }
+        let mut source = source.to_owned();
         for part in &family.remove_from_names {
             source = source.replace(part.as_str(), "");
         }
@@ -134,7 +147,11 @@ impl Model {
         if BUFFER_ENDS.iter().any(|s| source.ends_with(s)) {
             return Ok(TensorRule::Dropped { reason: "a buffer that is computed, not stored" });
         }
-        if family.dropped_tensors.contains(&source) {
+        let drops = |name: &String| match name.strip_suffix('*') {
+            Some(start) => source.starts_with(start),
+            None => source == *name,
+        };
+        if family.dropped_tensors.iter().any(drops) {
             return Ok(TensorRule::Dropped { reason: "llama.cpp does without it" });
         }
         if family.tied_head_dropped && source.ends_with("lm_head.weight") && self.head_is_tied() {
@@ -142,9 +159,14 @@ impl Model {
         }
         source.insert_str(0, &self.class().tensor_prefix);
 
+        let labels =
+            family.tensors.iter().any(|entry| entry.labels.is_some()) && class_labels(self.config())?.is_some();
         for suffix in ["", ".weight", ".bias"] {
             let Some(stem) = source.strip_suffix(suffix) else { continue };
             for entry in &family.tensors {
+                if entry.labels.is_some_and(|labelled| labelled != labels) {
+                    continue;
+                }
                 for template in &entry.hf {
                     if let Some(numbers) = template.matches(stem) {
                         if family.extra_layers_dropped && self.is_extra_layer(numbers)? {
@@ -198,7 +220,8 @@ impl Model {
                 || gguf_name.ends_with("_norm.weight")
                 || !gguf_name.ends_with(".weight")
                 || F32_WEIGHTS.contains(&name.as_str());
-            TensorPart { gguf_name, shape, view, values: entry.values, force_f32, stack: stack.clone() }
+            let (values, first_only) = (entry.values, entry.first_only);
+            TensorPart { gguf_name, shape, view, values, force_f32, first_only, stack: stack.clone() }
         };
         Ok(parts.into_iter().zip(&entry.gguf).map(part).collect())
     }

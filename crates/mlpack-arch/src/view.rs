@@ -89,6 +89,27 @@ impl View {
         View::new(1, [(start * columns, vec![(matrices, rows * columns), (columns, 1), (count, columns)])])
     }
 
+    /// Rows `start..start + rows` of heads, each stored as a first and a second half, become pairs; `groups` of heads lie
+    /// `stride` rows apart.
+    ///
+    /// # Panics
+    /// When the rows of a group are not a multiple of twice its heads.
+    pub fn permuted_groups(row_len: u64, start: u64, (groups, stride): (u64, u64), rows: u64, heads: u64) -> View {
+        let half = rows / heads / 2;
+        assert!(half * heads * 2 == rows, "{rows} rows in {heads} heads");
+        View::new(row_len, [(start, vec![(groups, stride), (heads, half * 2), (half, 1), (2, half)])])
+    }
+
+    /// Every other row from `start` on.
+    pub fn alternate_rows(rows: u64, row_len: u64, start: u64) -> View {
+        View::new(row_len, [(start, vec![(rows / 2, 2)])])
+    }
+
+    /// Every other column from `start` on of each of `matrices` matrices of `rows` x `columns`, transposed.
+    pub fn alternate_transposed(matrices: u64, rows: u64, columns: u64, start: u64) -> View {
+        View::new(1, [(start, vec![(matrices, rows * columns), (columns / 2, 2), (rows, columns)])])
+    }
+
     /// Elements of a piece.
     pub fn piece_len(&self) -> u64 {
         self.piece_len
@@ -165,6 +186,20 @@ mod tests {
         assert_eq!(pieces(&View::parts_of_heads(12, 1, 2, 3)), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
         // Two groups of two queries, a key and a value, of one row.
         assert_eq!(pieces(&View::heads_of_groups(1, 2, 2, 1)), [0, 1, 4, 5, 2, 6, 3, 7]);
+    }
+
+    #[test]
+    fn groups_of_heads_are_permuted_head_by_head() {
+        // Two groups of one query head of four rows, a key head and a value head.
+        assert_eq!(pieces(&View::permuted_groups(1, 0, (2, 12), 4, 1)), [0, 2, 1, 3, 12, 14, 13, 15]);
+        assert_eq!(pieces(&View::permuted_groups(1, 4, (2, 12), 4, 2)), [4, 5, 6, 7, 16, 17, 18, 19]);
+    }
+
+    #[test]
+    fn what_alternates_is_taken_apart() {
+        assert_eq!(pieces(&View::alternate_rows(6, 5, 1)), [1, 3, 5]);
+        // Two rows of four columns: the columns 1 and 3.
+        assert_eq!(pieces(&View::alternate_transposed(1, 2, 4, 1)), [1, 5, 3, 7]);
     }
 
     #[test]

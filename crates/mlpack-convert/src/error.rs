@@ -185,6 +185,19 @@ pub enum Error {
         /// How that is stored.
         expected: Stored,
     },
+    /// The vocabulary has another size than the tensor whose rows it names.
+    #[error(
+        "the tokenizer does not fit tensor `{}`\n  expected: {tokens} rows, one for each token\n  found:    {rows}",
+        Escaped(tensor)
+    )]
+    VocabularySize {
+        /// The embedding, or the output matrix.
+        tensor: String,
+        /// Its rows.
+        rows: u64,
+        /// Tokens of the vocabulary, as many as config.json says.
+        tokens: u64,
+    },
     /// A weight is NaN or infinite.
     #[error("cannot use tensor `{}` of `{}`: a value is not finite\n  expected: finite {dtype} values\n  found:    {value:?} at row {row}, column {column}", Escaped(tensor), path.display())]
     NotFinite {
@@ -355,6 +368,7 @@ impl Error {
             | Error::F16Overflow { .. } => ErrorKind::Unsupported,
             Error::NotFinite { .. } | Error::InvalidBlock { .. } => ErrorKind::Malformed,
             Error::TooFar { .. }
+            | Error::VocabularySize { .. }
             | Error::ImportanceMissing { .. }
             | Error::ImportanceSize { .. }
             | Error::UnvisitedExperts { .. } => ErrorKind::Mismatch,
@@ -398,6 +412,10 @@ impl Error {
             Error::NotFinite { .. } => "the checkpoint is damaged, or the training diverged; nothing was written",
             Error::TensorDtype { .. } => "dequantize the checkpoint to BF16 or F32 first",
             Error::TooFar { .. } => "ask for more bits for these tensors (--tensor-type), or for another variant",
+            Error::VocabularySize { rows, tokens, .. } if rows > tokens => {
+                "set `vocab_size` in config.json to the number of rows: tokens that are missing are filled up"
+            }
+            Error::VocabularySize { .. } => "use the tokenizer and the config.json that these weights were saved with",
             Error::Budget { .. } => "raise --memory, or lower --threads",
             Error::NoAdapter => "give at least one adapter with -a",
             _ => return None,

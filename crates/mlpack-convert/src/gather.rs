@@ -1,8 +1,9 @@
 //! Reading rows of a step: from the places that its view says, with the adapters' deltas added.
 
+use crate::packed::{MXFP4_BYTES, Scaled, append_mxfp4};
 use crate::{Error, Gather, Source, SourceTensor, Stored};
-use mlpack_arch::ValueChange;
-use mlpack_tensor::Dtype;
+use mlpack_arch::{Packing, ValueChange};
+use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 
 /// Room that a worker keeps from slab to slab.
@@ -36,13 +37,14 @@ impl<'a> Reader<'a> {
     /// Reads rows of `row_len` elements; with `finite`, refuses values that are not.
     pub fn new(source: &'a Source, gather: &'a Gather, row_len: u64, finite: bool) -> Reader<'a> {
         let elements = source.tensors()[gather.positions[0]].shape.element_count().unwrap_or(0);
+        let elements = elements * per_stored(gather);
         let per_tensor = elements.checked_div(gather.view.piece_len()).unwrap_or(0).max(1);
         Reader { source, gather, row_len, per_tensor, finite }
     }
 
     /// How all of the tensors are stored.
     pub fn stored(&self) -> Stored {
-        self.tensor(0).stored
+        stored(self.source, self.gather)
     }
 
     /// What is done to each value that was read.
@@ -57,7 +59,10 @@ impl<'a> Reader<'a> {
         let piece = self.gather.view.source_piece(element / piece_len);
         let tensor = self.tensor((piece / self.per_tensor) as usize);
         let within = piece % self.per_tensor * piece_len + element % piece_len;
-        let row_len = tensor.shape.row_len().max(1);
+        let row_len = match self.gather.packing {
+            Packing::Mxfp4 { .. } => piece_len,
+            _ => tensor.shape.row_len().max(1),
+        };
         (&tensor.name, within / row_len, within % row_len)
     }
 
@@ -75,6 +80,23 @@ impl<'a> Reader<'a> {
         pieces.clear();
         pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
         gathered.clear();
+        match &self.gather.packing {
+            Packing::None => {}
+            Packing::Scaled { scales, block } => {
+                for (index, run) in self.runs(pieces) {
+                    self.append_scaled(index, run, scales[index], *block, gathered);
+                }
+                self.check_finite(rows.start, 0, gathered)?;
+                return Ok(gathered);
+            }
+            Packing::Mxfp4 { scales } => {
+                for (index, run) in self.runs(pieces) {
+                    self.append_mxfp4(index, run, *scales, gathered);
+                }
+                self.check_finite(rows.start, 0, gathered)?;
+                return Ok(gathered);
+            }
+        }
         let single = self.runs(pieces).next();
         for of_tensor in pieces.chunk_by(|a, b| a / self.per_tensor == b / self.per_tensor) {
             let index = (of_tensor[0] / self.per_tensor) as usize;
@@ -146,6 +168,35 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Appends the values of pieces of one tensor that lie together, each with the scale of its block.
+    fn append_scaled(&self, index: usize, run: Range<u64>, scales: usize, block: [u64; 2], out: &mut Vec<u8>) {
+        let tensor = self.tensor(index);
+        let scales = &self.source.tensors()[scales];
+        let [.., rows, row_len] = *tensor.shape.dims() else { unreachable!("scales are for matrices") };
+        let dtype = |stored: Stored| stored.dtype().expect("the plan takes floats alone");
+        let (dtype, scale_dtype) = (dtype(tensor.stored), dtype(scales.stored));
+        let scaled = Scaled { dtype, row_len, rows, block, scale_dtype, scales: self.source.bytes(scales) };
+        let from = index as u64 * self.per_tensor;
+        let piece_len = self.gather.view.piece_len();
+        let elements = (run.start - from) * piece_len..(run.end - from) * piece_len;
+        let at = |element: u64| (element * dtype.byte_size()) as usize;
+        let bytes = &self.source.bytes(tensor)[at(elements.start)..at(elements.end)];
+        scaled.append(elements, bytes, out);
+    }
+
+    /// Appends rows of MXFP4 that lie together, as ggml stores them.
+    fn append_mxfp4(&self, index: usize, run: Range<u64>, scales: usize, out: &mut Vec<u8>) {
+        let (blocks, scales) =
+            (self.source.bytes(self.tensor(index)), self.source.bytes(&self.source.tensors()[scales]));
+        let per_row = self.gather.view.piece_len() as usize / 32;
+        let rows = run.start as usize..run.end as usize;
+        append_mxfp4(
+            &blocks[rows.start * per_row * MXFP4_BYTES..rows.end * per_row * MXFP4_BYTES],
+            &scales[rows.start * per_row..rows.end * per_row],
+            out,
+        );
+    }
+
     /// Pieces that lie together in one tensor, as ranges, each with the index of the tensor.
     fn runs<'p>(&'p self, pieces: &'p [u64]) -> impl Iterator<Item = (usize, Range<u64>)> + 'p {
         let together = |a: &u64, b: &u64| a + 1 == *b && a / self.per_tensor == b / self.per_tensor;
@@ -193,6 +244,23 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// How the values of a gather are stored once they are unpacked.
+pub(crate) fn stored(source: &Source, gather: &Gather) -> Stored {
+    match gather.packing {
+        Packing::None => source.tensors()[gather.positions[0]].stored,
+        Packing::Scaled { .. } => Stored::Safetensors(Dtype::F32),
+        Packing::Mxfp4 { .. } => Stored::Ggml(GgmlType::MXFP4),
+    }
+}
+
+/// Elements for each element of the source's own shape: MXFP4 has two in a byte.
+fn per_stored(gather: &Gather) -> u64 {
+    match gather.packing {
+        Packing::Mxfp4 { .. } => 2,
+        _ => 1,
+    }
+}
+
 /// The part of the source that rows of a step account for: every byte of a source tensor is in one row of one step,
 /// though perhaps not in the one that reads it.
 pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> Vec<(usize, Range<u64>)> {
@@ -201,10 +269,11 @@ pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> V
     let mut before = 0;
     for &position in &gather.positions {
         let tensor = &source.tensors()[position];
-        let len = tensor.shape.element_count().unwrap_or(0);
+        let len = tensor.shape.element_count().unwrap_or(0) * per_stored(gather);
         let (from, to) = (start.clamp(before, before + len), end.clamp(before, before + len));
         if from < to {
-            let at = |element: u64| tensor.range.start + tensor.stored.row_byte_len(element - before);
+            let at =
+                |element: u64| tensor.range.start + tensor.stored.row_byte_len((element - before) / per_stored(gather));
             shares.push((tensor.file, at(from)..at(to)));
         }
         before += len;

@@ -1,10 +1,11 @@
 //! Planning GGUF outputs of a checkpoint: several variants of one model, from one read.
 
 use crate::mixture::fit;
-use crate::quantize_plan::{Given, Typed, add_output, add_variant, drop_unused};
-use crate::{Error, FileType, Origin, Plan, QuantizeOptions, Source, SourceTensor, Step};
-use mlpack_arch::{MappedTensor, MetadataRequest, Model, parameter_count};
-use mlpack_tensor::{Dtype, GgmlType, MetaValue, Shape};
+use crate::packed::is_scalable;
+use crate::quantize_plan::{Given, Typed, add_files, add_variant, drop_unused};
+use crate::{Error, FileType, Origin, Plan, QuantizeOptions, Source, SourceTensor, Split, Step};
+use mlpack_arch::{MappedTensor, MetadataRequest, Model, Packing, parameter_count};
+use mlpack_tensor::{Dtype, GgmlType, MetaArray, MetaValue, Metadata, Shape};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,8 @@ pub struct GgufRequest<'a> {
     pub pre: Option<&'a str>,
     /// llama-quantize's options.
     pub options: &'a QuantizeOptions,
+    /// Where the outputs are divided into several files.
+    pub split: Split,
 }
 
 impl GgufRequest<'_> {
@@ -32,7 +35,15 @@ struct Converted {
     name: String,
     shape: Shape,
     always_f32: bool,
+    /// MXFP4 stays what it is.
+    packing: Packing,
     source: Option<(String, Dtype)>,
+}
+
+impl Converted {
+    fn is_mxfp4(&self) -> bool {
+        matches!(self.packing, Packing::Mxfp4 { .. })
+    }
 }
 
 /// Plans one GGUF file for each variant.
@@ -51,6 +62,7 @@ pub fn plan_gguf(source: &Source, model: &Model, request: &GgufRequest<'_>) -> R
         pre: request.pre,
         card: source.adapters().is_empty(),
     })?;
+    check_vocabulary(&converted, &described.entries)?;
     plan.warnings.extend(described.warnings);
     plan.described_by = described.files;
     let given = given(&converted, intermediate);
@@ -60,18 +72,39 @@ pub fn plan_gguf(source: &Source, model: &Model, request: &GgufRequest<'_>) -> R
             Origin::Converter => {
                 let mut metadata = described.entries.clone();
                 if metadata.find("general.file_type").is_some() {
-                    metadata.set("general.file_type", MetaValue::U32(variant.id));
+                    let packed = converted.iter().any(Converted::is_mxfp4);
+                    let plain = matches!(variant, FileType::F32 | FileType::F16 | FileType::BF16);
+                    let id = if packed && plain { FileType::MXFP4_MOE.id } else { variant.id };
+                    metadata.set("general.file_type", MetaValue::U32(id));
                 }
                 let tensors = converter_tensors(&converted, variant);
-                add_output(&mut plan, format!("{stem}.gguf"), variant, &metadata, tensors)?;
+                add_files(&mut plan, &stem, variant, &metadata, request.split.cut(tensors))?;
             }
             Origin::Quantizer => {
-                add_variant(&mut plan, &stem, &given, &described.entries, variant, request.options)?;
+                let (metadata, split) = (&described.entries, request.split);
+                add_variant(&mut plan, &stem, &given, metadata, variant, request.options, split)?;
             }
         }
     }
     drop_unused(&mut plan, &given);
     Ok(plan)
+}
+
+/// Checks that the embedding and the output have a row for each token, without which llama.cpp loads no model.
+fn check_vocabulary(converted: &[Converted], metadata: &Metadata) -> Result<(), Error> {
+    let Some(MetaValue::Array(MetaArray::String(tokens))) = metadata.find("tokenizer.ggml.tokens") else {
+        return Ok(());
+    };
+    let tokens = tokens.len() as u64;
+    let mut problems = Vec::new();
+    for c in converted.iter().filter(|c| matches!(&c.name[..], "token_embd.weight" | "output.weight")) {
+        let rows = c.shape.row_count().unwrap_or(0);
+        if rows != tokens {
+            let tensor = c.source.as_ref().map_or(&c.name, |(name, _)| name).clone();
+            problems.push(Error::VocabularySize { tensor, rows, tokens });
+        }
+    }
+    Error::from_list(problems)
 }
 
 fn check_request(request: &GgufRequest<'_>) -> Result<(), Error> {
@@ -92,7 +125,13 @@ fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Conver
     let mut converted = Vec::new();
     for extra in model.extra_tensors()? {
         plan.steps.push(Step::computed(extra.data, &extra.shape));
-        converted.push(Converted { name: extra.name, shape: extra.shape, always_f32: true, source: None });
+        converted.push(Converted {
+            name: extra.name,
+            shape: extra.shape,
+            always_f32: true,
+            packing: Packing::None,
+            source: None,
+        });
     }
     let tensors: Vec<(&str, &Shape)> = source.tensors().iter().map(|t| (t.name.as_str(), &t.shape)).collect();
     let mapping = model.map_tensors(&tensors);
@@ -102,8 +141,8 @@ fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Conver
         match source_of(source, &tensor) {
             Ok(from) => {
                 plan.steps.push(Step::mapped(&tensor));
-                let MappedTensor { gguf_name: name, shape, force_f32: always_f32, .. } = tensor;
-                converted.push(Converted { name, shape, always_f32, source: Some(from) });
+                let MappedTensor { gguf_name: name, shape, force_f32: always_f32, packing, .. } = tensor;
+                converted.push(Converted { name, shape, always_f32, packing, source: Some(from) });
             }
             Err(e) => problems.push(e),
         }
@@ -116,9 +155,29 @@ fn convert(source: &Source, model: &Model, plan: &mut Plan) -> Result<Vec<Conver
 pub(crate) fn source_of(source: &Source, tensor: &MappedTensor) -> Result<(String, Dtype), Error> {
     let all = source.tensors();
     let first = &all[tensor.sources[0]];
+    let (takes, unpacked): (fn(Dtype) -> bool, _) = match &tensor.packing {
+        Packing::None => (Dtype::is_float, None),
+        Packing::Scaled { scales, .. } => {
+            let is_wrong = |p: &&usize| !all[**p].stored.dtype().is_some_and(|d| d.is_float() && is_scalable(d));
+            if let Some(&position) = scales.iter().find(is_wrong) {
+                let SourceTensor { name, stored, shape, .. } = &all[position];
+                return Err(Error::TensorDtype { tensor: name.clone(), stored: *stored, shape: shape.clone() });
+            }
+            (is_scalable, Some(Dtype::F32))
+        }
+        Packing::Mxfp4 { scales } => {
+            let SourceTensor { name, stored, shape, .. } = &all[*scales];
+            if stored.dtype() != Some(Dtype::U8) {
+                return Err(Error::TensorDtype { tensor: name.clone(), stored: *stored, shape: shape.clone() });
+            }
+            (|dtype| dtype == Dtype::U8, None)
+        }
+    };
     for &position in &tensor.sources {
         let SourceTensor { name, stored, shape, .. } = &all[position];
-        if !stored.dtype().is_some_and(Dtype::is_float) {
+        // What is packed is not merged with anything.
+        let merged = tensor.packing != Packing::None && !source.changes(position).is_empty();
+        if !stored.dtype().is_some_and(takes) || merged {
             return Err(Error::TensorDtype { tensor: name.clone(), stored: *stored, shape: shape.clone() });
         }
         if *stored != first.stored {
@@ -126,7 +185,7 @@ pub(crate) fn source_of(source: &Source, tensor: &MappedTensor) -> Result<(Strin
             return Err(Error::StackDtype { tensor, stored: *stored, like, expected: first.stored });
         }
     }
-    let dtype = first.stored.dtype().expect("it was just checked");
+    let dtype = unpacked.or(first.stored.dtype()).expect("it was just checked");
     // A stack is known by its first member and how many there are.
     let more = tensor.sources.len() - 1;
     let name = if more == 0 { first.name.clone() } else { format!("{} and {more} more", first.name) };
@@ -135,7 +194,11 @@ pub(crate) fn source_of(source: &Source, tensor: &MappedTensor) -> Result<(Strin
 
 /// The converter's type that holds the source's values exactly: what llama-quantize would have been given.
 fn intermediate(converted: &[Converted]) -> FileType {
-    let first_matrix = converted.iter().filter(|c| c.shape.rank() >= 2).find_map(|c| c.source.as_ref());
+    if converted.iter().any(|c| matches!(c.packing, Packing::Scaled { .. })) {
+        return FileType::F32;
+    }
+    let matrices = converted.iter().filter(|c| c.shape.rank() >= 2 && !c.is_mxfp4());
+    let first_matrix = matrices.filter_map(|c| c.source.as_ref()).next();
     match first_matrix {
         Some((_, Dtype::BF16)) => FileType::BF16,
         Some((_, Dtype::F16)) => FileType::F16,
@@ -157,6 +220,9 @@ fn given(converted: &[Converted], intermediate: FileType) -> Vec<Given> {
 
 /// The type that the converter gives a tensor, and the one that was wanted instead.
 fn converter_type(c: &Converted, variant: FileType) -> (GgmlType, Option<GgmlType>) {
+    if c.is_mxfp4() {
+        return (GgmlType::MXFP4, None);
+    }
     if c.always_f32 {
         return (GgmlType::F32, None);
     }

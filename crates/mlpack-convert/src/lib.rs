@@ -13,6 +13,7 @@
 //! let variants = [FileType::parse("Q4_K_M")?, FileType::parse("F16")?];
 //! let plan = plan_gguf(&source, &model, &GgufRequest {
 //!     name: "legal-qa", variants: &variants, pre: None, options: &QuantizeOptions::default(),
+//!     split: Split::default(),
 //! })?;
 //! let done = execute(&source, &plan, "out".as_ref(), &Resources::default(), &|_| {})?;
 //! println!("{}", done.outputs[0].sha256);
@@ -37,6 +38,7 @@ mod importance;
 mod merge_plan;
 mod mixture;
 mod options;
+mod packed;
 mod plan;
 mod quantize_plan;
 mod slab;
@@ -54,5 +56,5 @@ pub use merge_plan::{merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
 pub use plan::{Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
-pub use quantize_plan::{QuantizeRequest, plan_quantize};
+pub use quantize_plan::{QuantizeRequest, Split, plan_quantize};
 pub use source::{Source, SourceTensor, open_model};

@@ -9,7 +9,7 @@
 //! ```
 
 use crate::{Importance, Limits};
-use mlpack_arch::{MappedTensor, ValueChange, View};
+use mlpack_arch::{MappedTensor, Packing, ValueChange, View};
 use mlpack_fs::Sha256;
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::ops::Range;
@@ -150,6 +150,8 @@ pub struct Gather {
     pub positions: Vec<usize>,
     /// Where the values are in them.
     pub view: View,
+    /// How they are packed.
+    pub packing: Packing,
     /// What is done to each value.
     pub values: ValueChange,
     /// Elements of the tensors that other steps account for: where the share of this one starts.
@@ -161,14 +163,15 @@ impl Step {
     pub fn copy(position: usize, shape: &Shape) -> Step {
         let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
         let view = View::copy(rows, row_len);
-        let gather = Gather { positions: vec![position], view, values: ValueChange::None, offset: 0 };
+        let (packing, values) = (Packing::None, ValueChange::None);
+        let gather = Gather { positions: vec![position], view, packing, values, offset: 0 };
         Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
     }
 
     /// A tensor of the GGUF file that a checkpoint becomes.
     pub fn mapped(tensor: &MappedTensor) -> Step {
-        let MappedTensor { sources, view, values, offset, .. } = tensor;
-        let gather = Gather { positions: sources.clone(), view: view.clone(), values: *values, offset: *offset };
+        let MappedTensor { sources, view, packing, values, offset, .. } = tensor.clone();
+        let gather = Gather { positions: sources, view, packing, values, offset };
         let (rows, row_len) = (tensor.shape.row_count().unwrap_or(0), tensor.shape.row_len());
         Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
     }

@@ -53,7 +53,7 @@ pub fn plan_quantize(source: &Source, request: &QuantizeRequest<'_>) -> Result<P
         });
     }
     for (variant, stem) in request.variants {
-        add_variant(&mut plan, stem, &given, model.metadata(), *variant, request.options)?;
+        add_variant(&mut plan, stem, &given, model.metadata(), *variant, request.options, Split::default())?;
     }
     drop_unused(&mut plan, &given);
     Ok(plan)
@@ -91,6 +91,7 @@ pub(crate) fn add_variant(
     metadata: &Metadata,
     variant: FileType,
     options: &QuantizeOptions,
+    split: Split,
 ) -> Result<(), Error> {
     let numbers = Renumbered::new(given, options)?;
     let mut order: Vec<usize> = (0..given.len()).filter(|i| numbers.name(&given[*i].name).is_some()).collect();
@@ -131,26 +132,73 @@ pub(crate) fn add_variant(
     }
     plan.importance = imatrix.map(|imatrix| imatrix.importance.clone());
     let metadata = quantized_metadata(metadata, given, variant, options, &numbers);
-    let parts = if options.keep_split { given.iter().map(|g| g.place.0 + 1).max().unwrap_or(1) } else { 1 };
-    if parts == 1 {
-        let tensors = planned.into_iter().map(|(_, typed)| typed).collect();
-        return add_output(plan, format!("{stem}.gguf"), variant, &metadata, tensors);
+    let parts = if options.keep_split {
+        let count = given.iter().map(|g| g.place.0 + 1).max().unwrap_or(1);
+        let part = |part| planned.iter().filter(|(file, _)| *file == part).map(|(_, typed)| typed.clone()).collect();
+        (0..count).map(part).collect()
+    } else {
+        split.cut(planned.into_iter().map(|(_, typed)| typed).collect())
+    };
+    add_files(plan, stem, variant, &metadata, parts)
+}
+
+/// Where an output is divided into several files; 0 is no limit (`--split-max-tensors` and `--split-max-size` of the
+/// converter).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    /// The most tensors of a file.
+    pub max_tensors: u64,
+    /// The most bytes of a file's tensors, unless it holds a single one. Metadata does not count, nor does padding.
+    pub max_byte_len: u64,
+}
+
+impl Split {
+    /// The tensors of each file.
+    pub(crate) fn cut(self, tensors: Vec<Typed>) -> Vec<Vec<Typed>> {
+        let mut parts: Vec<Vec<Typed>> = vec![Vec::new()];
+        let mut byte_len = 0u64;
+        for typed in tensors {
+            // What is not whole blocks is refused when the file is laid out.
+            let own = typed.ty.byte_len(&typed.shape).unwrap_or(0);
+            let last = parts.last_mut().expect("there is always one");
+            let is_full = self.max_tensors != 0 && last.len() as u64 >= self.max_tensors;
+            let is_large = self.max_byte_len != 0 && byte_len.saturating_add(own) > self.max_byte_len;
+            if !last.is_empty() && (is_full || is_large) {
+                parts.push(vec![typed]);
+                byte_len = own;
+            } else {
+                last.push(typed);
+                byte_len = byte_len.saturating_add(own);
+            }
+        }
+        parts
     }
-    let total = planned.len();
-    for part in 0..parts {
-        let mut metadata = if part == 0 { metadata.clone() } else { Metadata::new() };
-        metadata.set_last("split.no", MetaValue::U16(part as u16));
-        metadata.set_last("split.count", MetaValue::U16(parts as u16));
+}
+
+/// Adds the files of one variant: one, or the parts of a split, of which the first has the metadata.
+pub(crate) fn add_files(
+    plan: &mut Plan,
+    stem: &str,
+    variant: FileType,
+    metadata: &Metadata,
+    parts: Vec<Vec<Typed>>,
+) -> Result<(), Error> {
+    let (count, total) = (parts.len(), parts.iter().map(Vec::len).sum::<usize>());
+    for (no, tensors) in parts.into_iter().enumerate() {
+        if count == 1 {
+            return add_output(plan, format!("{stem}.gguf"), variant, metadata, tensors);
+        }
+        let mut metadata = if no == 0 { metadata.clone() } else { Metadata::new() };
+        metadata.set_last("split.no", MetaValue::U16(no as u16));
+        metadata.set_last("split.count", MetaValue::U16(count as u16));
         metadata.set_last("split.tensors.count", MetaValue::I32(total as i32));
-        let tensors = planned.iter().filter(|(file, _)| *file == part).map(|(_, typed)| typed.clone()).collect();
-        let file_name = part_name(stem, part as u64, parts as u64);
-        add_output(plan, file_name, variant, &metadata, tensors)?;
+        add_output(plan, part_name(stem, no as u64, count as u64), variant, &metadata, tensors)?;
     }
     Ok(())
 }
 
 /// Lays out one file and tells the steps where their values go.
-pub(crate) fn add_output(
+fn add_output(
     plan: &mut Plan,
     file_name: String,
     variant: FileType,

@@ -140,6 +140,12 @@ pub struct TargetArgs {
     /// Description of an architecture that is not built in (docs/architectures.md)
     #[arg(long, value_name = "FILE")]
     pub arch_file: Vec<PathBuf>,
+    /// Split outputs into files of at most so many tensors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub split_max_tensors: Option<u64>,
+    /// Split outputs into files with at most so many bytes of tensors: N, NK, NM or NG
+    #[arg(long, value_name = "SIZE")]
+    pub split_max_size: Option<String>,
 }
 
 /// Options of llama-quantize, with its names and its meaning, and limits of the error. `[quantize]` of mlpack.toml has the

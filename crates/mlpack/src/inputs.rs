@@ -4,7 +4,7 @@ use crate::cli::{QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, Targe
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    FileType, Imatrix, Importance, Limits, QuantizeOptions, Resources, TensorType, parse_override, parse_type,
+    FileType, Imatrix, Importance, Limits, QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
 };
 use mlpack_fs::read_to_string_bounded;
 use mlpack_tensor::GgmlType;
@@ -60,6 +60,26 @@ pub fn size(text: &str) -> anyhow::Result<u64> {
 
 pub fn resources(args: &ResourceArgs) -> anyhow::Result<Resources> {
     Ok(Resources { memory: size(&args.memory)?, threads: args.threads })
+}
+
+/// Where outputs are split.
+pub fn split(args: &TargetArgs) -> anyhow::Result<Split> {
+    let max_byte_len = args.split_max_size.as_deref().map_or(Ok(0), split_size)?;
+    Ok(Split { max_tensors: args.split_max_tensors.unwrap_or(0), max_byte_len })
+}
+
+/// A number of bytes as llama.cpp's converter takes it: K, M and G are powers of 1000.
+fn split_size(text: &str) -> anyhow::Result<u64> {
+    let (digits, factor) = match text.strip_suffix(['K', 'M', 'G']) {
+        None => (text, 1),
+        Some(digits) if text.ends_with('K') => (digits, 1_000),
+        Some(digits) if text.ends_with('M') => (digits, 1_000_000),
+        Some(digits) => (digits, 1_000_000_000),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).filter(|size| *size > 0);
+    size.with_context(|| {
+        format!("--split-max-size `{text}` is not a size\n  expected: a number above zero, with K, M or G\n  found:    `{text}`")
+    })
 }
 
 pub fn families(arch_files: &[PathBuf]) -> anyhow::Result<Families> {
@@ -195,6 +215,15 @@ mod tests {
         assert_eq!(size("123").unwrap(), 123);
         for bad in ["", "MiB", "1.5GiB", "-1", "99999999999GiB", "1XB"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_a_split_are_decimal() {
+        assert_eq!((split_size("300K").unwrap(), split_size("2G").unwrap()), (300_000, 2_000_000_000));
+        assert_eq!((split_size("5M").unwrap(), split_size("123").unwrap()), (5_000_000, 123));
+        for bad in ["", "0", "M", "1.5G", "-1K", "5MB", "99999999999999G"] {
+            assert!(split_size(bad).is_err(), "{bad}");
         }
     }
 

@@ -13,9 +13,6 @@ use std::process::Command;
 
 const TYPES: &[&str] = &["F16", "BF16", "Q8_0"];
 
-/// What `arch_models.py` calls the small byte-level tokenizer.
-const PRE: &str = "qwen2";
-
 /// Converts the checkpoints with `only` in their name on both sides; returns how many files differ.
 pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usize> {
     let work = workspace::root().join("target/parity/archs");
@@ -38,12 +35,8 @@ pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usi
     let mut differing = 0;
     for name in names.iter().filter(|name| name.to_lowercase().contains(only)) {
         let golden = work.join("golden").join(format!("{name}.json"));
-        let text = mlpack_fs::read_to_string_bounded(&golden, workspace::TEXT_LIMIT)?;
         let mut convert = Command::new(mlpack);
         convert.arg("convert").arg(work.join(name)).args(["--to", "gguf", "--quant", &TYPES.join(",")]);
-        if text.contains("\"tokenizer\": \"bpe\"") {
-            convert.args(["--pre", PRE]);
-        }
         let ours = work.join("mlpack").join(name);
         if let Err(error) = output(convert.arg("-o").arg(&ours)) {
             differing += TYPES.len();

@@ -148,7 +148,7 @@ pub(super) fn complete(raw: &Map<String, Value>, table: &ConfigTable) -> Result<
         }
     }
     for (name, field) in &table.fields {
-        if let Some(value) = derive(&config, name, field)? {
+        if let Some(value) = derive(&config, raw, name, field)? {
             config.insert(name.clone(), value);
         }
     }
@@ -165,7 +165,7 @@ pub(super) fn complete(raw: &Map<String, Value>, table: &ConfigTable) -> Result<
     let has_rope = table.fields.contains_key("rope_parameters");
     if has_rope {
         if let Some(local) = table.sliding_rope_theta {
-            rope::per_layer_type(&mut config, raw, table.rope_theta, local)?;
+            rope::per_layer_type(&mut config, raw, table, local)?;
         } else if let Some(scaling) = raw.get("rope_scaling").filter(|v| json::is_truthy(v)) {
             check_type("rope_scaling", scaling, &[FieldType::Dict])?;
             config.insert("rope_parameters".to_owned(), scaling.clone());
@@ -174,7 +174,10 @@ pub(super) fn complete(raw: &Map<String, Value>, table: &ConfigTable) -> Result<
     }
     for (name, value) in raw {
         let name = name.as_str();
-        let moved = table.sliding_rope_theta.is_some() && name == "rope_local_base_freq";
+        let moved = match &table.rope_theta_fields {
+            Some(fields) => fields.iter().any(|field| field == name),
+            None => table.sliding_rope_theta.is_some() && name == "rope_local_base_freq",
+        };
         let moved = moved || MOVED_FIELDS.contains(&name) || has_rope && MOVED_ROPE_FIELDS.contains(&name);
         if !moved && !GENERATION_FIELDS.contains(&name) && !table.fields.contains_key(name) {
             config.insert(name.to_owned(), value.clone());
@@ -219,7 +222,12 @@ fn check_type(name: &str, value: &Value, types: &[FieldType]) -> Result<(), Refu
     Err(Refusal::Type { field: name.to_owned(), types: types.to_vec(), found: json::describe(value) })
 }
 
-fn derive(config: &Map<String, Value>, name: &str, field: &Field) -> Result<Option<Value>, Refusal> {
+fn derive(
+    config: &Map<String, Value>,
+    raw: &Map<String, Value>,
+    name: &str,
+    field: &Field,
+) -> Result<Option<Value>, Refusal> {
     let (Some(Value::Null), Some(derived)) = (config.get(name), &field.or) else { return Ok(None) };
     Ok(Some(match derived {
         Derived::Expression(expression) => match expression.as_field() {
@@ -230,6 +238,11 @@ fn derive(config: &Map<String, Value>, name: &str, field: &Field) -> Result<Opti
             let sliding = config.get("sliding_window").is_some_and(|w| !w.is_null());
             let first = integer(config, first)?;
             layer_types(config, |i| sliding && i >= first)?
+        }
+        Derived::FullEvery(field, default) => {
+            let every = raw.get(field).map_or(Some(*default), Value::as_i64).filter(|n| *n != 0);
+            let every = every.ok_or(Refusal::Rule("a size is divided by zero"))?;
+            layer_types(config, |i| i % every != 0)?
         }
         Derived::AttentionIn(field) => {
             let layers = integer(config, "num_hidden_layers")?.min(1 << 16);

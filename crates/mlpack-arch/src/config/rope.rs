@@ -48,7 +48,7 @@ pub(super) fn standardize(
 pub(super) fn per_layer_type(
     config: &mut Map<String, Value>,
     raw: &Map<String, Value>,
-    global: f64,
+    table: &ConfigTable,
     local: f64,
 ) -> Result<(), Refusal> {
     const OBJECT: Refusal = Refusal::Rule("`rope_parameters` of a layer type is not an object");
@@ -61,15 +61,24 @@ pub(super) fn per_layer_type(
     let default = || Map::from_iter([("rope_type".to_owned(), Value::from("default"))]);
     if let Some(scaling) = raw.get("rope_scaling").filter(|v| !v.is_null()) {
         let Value::Object(scaling) = scaling else { return Err(OBJECT) };
-        if is_new {
-            parameters.insert("full_attention".to_owned(), default().into());
+        let scaled: &[&str] = match table.rope_theta_fields {
+            Some(_) => &["full_attention", "sliding_attention"],
+            None => &["full_attention"],
+        };
+        for key in scaled {
+            if is_new {
+                parameters.insert((*key).to_owned(), default().into());
+            }
+            let Some(Value::Object(inner)) = parameters.get_mut(*key) else { return Err(OBJECT) };
+            inner.extend(scaling.clone());
         }
-        let Some(Value::Object(full)) = parameters.get_mut("full_attention") else { return Err(OBJECT) };
-        full.extend(scaling.clone());
     }
     let theta = |name: &str, default: f64| raw.get(name).cloned().unwrap_or_else(|| default.into());
-    let thetas =
-        [("full_attention", theta("rope_theta", global)), ("sliding_attention", theta("rope_local_base_freq", local))];
+    let [full, sliding] = match &table.rope_theta_fields {
+        Some([full, sliding]) => [full.as_str(), sliding.as_str()],
+        None => ["rope_theta", "rope_local_base_freq"],
+    };
+    let thetas = [("full_attention", theta(full, table.rope_theta)), ("sliding_attention", theta(sliding, local))];
     for (key, theta) in thetas {
         let inner = parameters.entry(key).or_insert(Value::Null);
         if inner.is_null() {

@@ -16,6 +16,8 @@ pub(crate) enum Expression {
     Quotient(Box<Expression>, Box<Expression>),
     /// Python's `a + b`.
     Sum(Box<Expression>, Box<Expression>),
+    /// Python's `a - b`.
+    Difference(Box<Expression>, Box<Expression>),
     /// Python's `int(a)`.
     Truncated(Box<Expression>),
 }
@@ -66,6 +68,12 @@ impl Expression {
                 }
                 (a, b) => Number::Float(a.float() + b.float()),
             },
+            Expression::Difference(a, b) => match both(a, b)? {
+                (Number::Integer(a), Number::Integer(b)) => {
+                    Number::Integer(a.checked_sub(b).ok_or(NoValue::Arithmetic)?)
+                }
+                (a, b) => Number::Float(a.float() - b.float()),
+            },
             Expression::Quotient(a, b) => match both(a, b)? {
                 (Number::Integer(a), Number::Integer(b)) => Number::Integer(floor_div(a, b)?),
                 _ => return Err(NoValue::Arithmetic),
@@ -91,7 +99,7 @@ impl TryFrom<String> for Expression {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Expression, &'static str> {
-        Expression::parse(&text).ok_or("expected a field, a number, `a * b`, `a / b`, `a + b` or `int(…)`")
+        Expression::parse(&text).ok_or("expected a field, a number, `a * b`, `a / b`, `a + b`, `a - b` or `int(…)`")
     }
 }
 
@@ -117,10 +125,15 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn sum(&mut self) -> Option<Expression> {
         let mut left = self.product()?;
-        while self.take('+') {
-            left = Expression::Sum(Box::new(left), Box::new(self.product()?));
+        loop {
+            left = if self.take('+') {
+                Expression::Sum(Box::new(left), Box::new(self.product()?))
+            } else if self.take('-') {
+                Expression::Difference(Box::new(left), Box::new(self.product()?))
+            } else {
+                return Some(left);
+            };
         }
-        Some(left)
     }
 
     fn product(&mut self) -> Option<Expression> {
@@ -196,6 +209,8 @@ mod tests {
         assert_eq!(value("int(rope.part * (n / 2))"), Ok(Number::Integer(1)));
         assert_eq!(value("n * 0.5 + 1"), Ok(Number::Float(6.0)));
         assert_eq!(value("n + 2 * n"), Ok(Number::Integer(30)));
+        assert_eq!(value("n - 3 - 2 * 4"), Ok(Number::Integer(-1)));
+        assert_eq!(value("n - rope.part"), Ok(Number::Float(9.75)));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::path::Path;
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFamily {
     arch: String,
+    /// Where it is not `arch`.
+    name: Option<String>,
     description: String,
     tokenizer: VocabReader,
     #[serde(default)]
@@ -62,6 +64,8 @@ struct RawMetadata {
     only_with: Option<String>,
     #[serde(default)]
     unless_zero: bool,
+    #[serde(default)]
+    after_pooling: bool,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +79,9 @@ struct RawTensor {
     transform: TransformEntry,
     #[serde(default)]
     values: ValueChange,
+    #[serde(default)]
+    first_only: bool,
+    labels: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -91,11 +98,15 @@ struct RawConfig {
     rope_theta: f64,
     partial_rotary_factor: Option<f64>,
     sliding_rope_theta: Option<f64>,
+    rope_theta_fields: Option<[String; 2]>,
     #[serde(default)]
     aliases: BTreeMap<String, String>,
     #[serde(default)]
     checks: Vec<ConfigCheck>,
+    #[serde(default)]
     fields: BTreeMap<String, RawField>,
+    #[serde(default)]
+    plain: bool,
 }
 
 #[derive(Deserialize)]
@@ -123,6 +134,7 @@ impl RawFamily {
         }
         Ok(Family {
             source: source.to_owned(),
+            name: self.name.unwrap_or_else(|| self.arch.clone()),
             arch: self.arch,
             description: self.description,
             tokenizer: self.tokenizer,
@@ -147,11 +159,11 @@ impl RawFamily {
 impl RawMetadata {
     fn validate(self) -> Result<MetadataEntry, Broken> {
         let place = format!("metadata `{}`", self.key);
-        let RawMetadata { key, kind, from, or, value, optional, only_with, unless_zero } = self;
+        let RawMetadata { key, kind, from, or, value, optional, only_with, unless_zero, after_pooling } = self;
         if !key.starts_with("{arch}.") && !key.starts_with("general.") && !key.starts_with("tokenizer.") {
             return Err((place, "a key that starts with `{arch}.`, `general.` or `tokenizer.`"));
         }
-        let made = matches!(kind, ValueKind::LayerCount | ValueKind::FileType);
+        let made = matches!(kind, ValueKind::LayerCount | ValueKind::FileType | ValueKind::ClassLabels);
         let sources = usize::from(value.is_some()) + usize::from(!from.is_empty() || or.is_some());
         if sources != usize::from(!made) {
             return Err((place, "config fields in `from`, an expression in `or`, or a `value`"));
@@ -166,7 +178,7 @@ impl RawMetadata {
         if !fits {
             return Err((place, "a `value` of its `type`"));
         }
-        Ok(MetadataEntry { key, kind, from, or, value, optional, only_with, unless_zero })
+        Ok(MetadataEntry { key, kind, from, or, value, optional, only_with, unless_zero, after_pooling })
     }
 }
 
@@ -174,7 +186,7 @@ fn validate_tensors(raw: Vec<RawTensor>) -> Result<Vec<TensorEntry>, Broken> {
     let mut seen = HashSet::new();
     let mut tensors = Vec::with_capacity(raw.len());
     for tensor in raw {
-        let RawTensor { gguf, hf: names, suffix, transform, values } = tensor;
+        let RawTensor { gguf, hf: names, suffix, transform, values, first_only, labels } = tensor;
         let gguf = match gguf {
             OneOrMore::One(name) => vec![name],
             OneOrMore::More(names) => names,
@@ -196,7 +208,7 @@ fn validate_tensors(raw: Vec<RawTensor>) -> Result<Vec<TensorEntry>, Broken> {
             if template.is_member() != stacked {
                 return Err((place, "`{xid}` in every name of a stack and in no other"));
             }
-            if !seen.insert(name) {
+            if !seen.insert((name, labels)) {
                 return Err((place, "a Hugging Face name only once in the file"));
             }
             hf.push(template);
@@ -207,7 +219,7 @@ fn validate_tensors(raw: Vec<RawTensor>) -> Result<Vec<TensorEntry>, Broken> {
         if let Some(problem) = broken_transform(&transform, gguf.len()) {
             return Err((place, problem));
         }
-        tensors.push(TensorEntry { gguf, hf, suffix, transform, values });
+        tensors.push(TensorEntry { gguf, hf, suffix, transform, values, first_only, labels });
     }
     Ok(tensors)
 }
@@ -218,6 +230,13 @@ fn broken_transform(transform: &TransformEntry, outputs: usize) -> Option<&'stat
         TransformEntry::Split { sizes } => {
             let wrong = outputs < 2 || !sizes.is_empty() && sizes.len() != outputs;
             wrong.then_some("a GGUF name for each part, and as many `sizes` or none")
+        }
+        TransformEntry::PermutedParts { heads } | TransformEntry::PermutedGroups { heads, .. } => {
+            let wrong = outputs != 3 || heads.is_empty();
+            wrong.then_some("GGUF names for queries, keys and values, and at least one config field in `heads`")
+        }
+        TransformEntry::Interleaved { .. } | TransformEntry::Mxfp4 { interleaved: true } => {
+            (outputs != 2).then_some("two GGUF names")
         }
         TransformEntry::LatentHeads { .. } => (outputs != 2).then_some("a GGUF name for keys and one for values"),
         _ if outputs != 1 => Some("one GGUF name"),
@@ -232,7 +251,11 @@ fn broken_transform(transform: &TransformEntry, outputs: usize) -> Option<&'stat
 
 fn validate_configs(raw: BTreeMap<String, RawConfig>) -> Result<BTreeMap<String, ConfigTable>, Broken> {
     let table = |(model_type, config): (String, RawConfig)| {
-        let RawConfig { rope_theta, partial_rotary_factor, sliding_rope_theta, aliases, checks, fields: raw } = config;
+        let RawConfig { rope_theta, partial_rotary_factor, sliding_rope_theta, rope_theta_fields, .. } = config;
+        let RawConfig { aliases, checks, fields: raw, plain, .. } = config;
+        if plain != raw.is_empty() {
+            return Err((format!("config `{model_type}`"), "`fields`, or `plain = true`"));
+        }
         let mut fields = BTreeMap::new();
         for (name, field) in raw {
             let place = format!("config `{model_type}`, field `{name}`");
@@ -245,14 +268,27 @@ fn validate_configs(raw: BTreeMap<String, RawConfig>) -> Result<BTreeMap<String,
                 Some(toml::Value::Array(list)) if list.iter().all(toml::Value::is_integer) => {
                     list.iter().filter_map(toml::Value::as_integer).collect()
                 }
+                Some(toml::Value::Table(table)) => {
+                    let json = serde_json::to_value(table);
+                    json.map_err(|_| (place.clone(), "a default that JSON can hold"))?
+                }
                 Some(_) => return Err((place, "a default that is a number, a string, integers, true or false")),
             };
-            const FORMS: &str = "`or` as an expression, `sliding_after(field)` or `sliding_unless_every(number)`";
+            const FORMS: &str = "`or` as an expression, `sliding_after(field)`, `full_every(field, number)`, …";
             let or = field.or.map(|text| Derived::parse(&text).ok_or((place, FORMS))).transpose()?;
             fields
                 .insert(name, Field { types: field.types, default, or, always: field.always, only_if: field.only_if });
         }
-        let table = ConfigTable { rope_theta, partial_rotary_factor, sliding_rope_theta, aliases, checks, fields };
+        let table = ConfigTable {
+            rope_theta,
+            partial_rotary_factor,
+            sliding_rope_theta,
+            rope_theta_fields,
+            aliases,
+            checks,
+            fields,
+            plain,
+        };
         Ok((model_type, table))
     };
     raw.into_iter().map(table).collect()

@@ -1,6 +1,7 @@
 //! From all tensors of a checkpoint to all tensors of its GGUF file, in the converter's order.
 
-use super::{TensorPart, TensorRule};
+use super::packing::Companion;
+use super::{Packing, TensorPart, TensorRule};
 use crate::family::ValueChange;
 use crate::{Error, Model, View};
 use mlpack_tensor::Shape;
@@ -17,6 +18,8 @@ pub struct MappedTensor {
     pub sources: Vec<usize>,
     /// Where its values are in the sources, one after another.
     pub view: View,
+    /// How the sources are packed.
+    pub packing: Packing,
     /// What is done to each value.
     pub values: ValueChange,
     /// As F32, whatever type is asked for.
@@ -54,7 +57,16 @@ impl Model {
         let mut mapping = Mapping::default();
         let mut pending: HashMap<(String, u64), Pending> = HashMap::new();
         let mut order = Vec::new();
+        let positions: HashMap<&str, usize> = tensors.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
         for (position, (name, shape)) in tensors.iter().enumerate() {
+            match self.companion(name, &positions) {
+                Companion::Used => continue,
+                Companion::Dropped => {
+                    mapping.dropped.push((position, "a scale of activations, which llama.cpp computes"));
+                    continue;
+                }
+                Companion::No => {}
+            }
             let parts = match self.map_tensor(name, shape) {
                 Ok(TensorRule::Mapped(parts)) => parts,
                 Ok(TensorRule::Dropped { reason }) => {
@@ -66,6 +78,10 @@ impl Model {
                     continue;
                 }
             };
+            if parts.iter().any(|p| p.first_only && mapping.tensors.iter().any(|t| t.gguf_name == p.gguf_name)) {
+                mapping.dropped.push((position, "the same as another tensor"));
+                continue;
+            }
             let mut offset = 0;
             for part in parts {
                 let Some(place) = &part.stack else {
@@ -87,6 +103,14 @@ impl Model {
                 }
             }
         }
+        for mapped in &mut mapping.tensors {
+            match self.packing(mapped, tensors, &positions) {
+                Ok(packing) => mapped.packing = packing,
+                Err(e) => mapping.problems.push(e),
+            }
+        }
+        // The converter writes what it repacks before everything else.
+        mapping.tensors.sort_by_key(|mapped| !matches!(mapped.packing, Packing::Mxfp4 { .. }));
         // A problem of a member is enough to know of.
         if mapping.problems.is_empty() {
             let open = order.iter().filter_map(|key| pending.get(key)).flat_map(|group| &group.stacks);
@@ -148,8 +172,8 @@ impl Model {
 }
 
 fn single(part: TensorPart, position: usize, offset: u64) -> MappedTensor {
-    let TensorPart { gguf_name, shape, view, values, force_f32, stack: _ } = part;
-    MappedTensor { gguf_name, shape, sources: vec![position], view, values, force_f32, offset }
+    let TensorPart { gguf_name, shape, view, values, force_f32, .. } = part;
+    MappedTensor { gguf_name, shape, sources: vec![position], view, packing: Packing::None, values, force_f32, offset }
 }
 
 fn stacked(stack: Stack) -> MappedTensor {
@@ -158,5 +182,5 @@ fn stacked(stack: Stack) -> MappedTensor {
     let rows = shape.row_count().unwrap_or(0).saturating_mul(sources.len() as u64);
     let view = View::copy(rows, shape.row_len());
     let shape = Shape::new([sources.len() as u64].into_iter().chain(shape.dims().iter().copied()).collect());
-    MappedTensor { gguf_name, shape, sources, view, values, force_f32, offset: 0 }
+    MappedTensor { gguf_name, shape, sources, view, packing: Packing::None, values, force_f32, offset: 0 }
 }

@@ -37,8 +37,10 @@ impl Model {
                 same(View::heads_of_groups(line_len, groups, queries, lines / groups / group_heads))
             }
             TransformEntry::Split { sizes } => self.split(found, sizes, &matrices),
-            // The bias of a transposed matrix.
-            TransformEntry::Transpose if shape.rank() <= 1 => same(View::copy(count * rows, row_len)),
+            // The bias of such a tensor.
+            TransformEntry::Transpose | TransformEntry::Squeeze { .. } if shape.rank() <= 1 => {
+                same(View::copy(count * rows, row_len))
+            }
             TransformEntry::Transpose => {
                 let dims = shape.dims();
                 let [outer @ .., rows, columns] = dims else {
@@ -46,6 +48,79 @@ impl Model {
                 };
                 let transposed = Shape::new(outer.iter().chain([columns, rows]).copied().collect());
                 Ok(vec![(transposed, View::transposed_rows(count, *rows, *columns, 0, *rows))])
+            }
+            TransformEntry::PermutedParts { heads } => {
+                let heads = self.count(heads)?;
+                let part = lines / 3;
+                if part * 3 != lines || !part.is_multiple_of(heads * 2) {
+                    return Err(self.wrong_shape(found, format!("three times the rows of {heads} heads")));
+                }
+                let permuted = |i| View::permuted_groups(line_len, i * part, (1, part), part, heads);
+                let shape = with_rows(shape, part);
+                let values = View::row_range(1, lines, line_len, 2 * part, part);
+                Ok(vec![(shape.clone(), permuted(0)), (shape.clone(), permuted(1)), (shape, values)])
+            }
+            TransformEntry::PermutedGroups { heads, groups } => {
+                let heads = self.count(heads)?;
+                let groups = self.count_or(groups, heads)?;
+                let queries = heads / groups;
+                let head = lines / groups / (queries + 2);
+                if queries * groups != heads || head * (queries + 2) * groups != lines || !head.is_multiple_of(2) {
+                    let expected = format!("{groups} groups of {queries} query heads, a key head and a value head");
+                    return Err(self.wrong_shape(found, expected));
+                }
+                let stride = (queries + 2) * head;
+                let query = View::permuted_groups(line_len, 0, (groups, stride), queries * head, queries);
+                let key = View::permuted_groups(line_len, queries * head, (groups, stride), head, 1);
+                let value = View::row_range(groups, stride, line_len, (queries + 1) * head, head);
+                let keys = with_rows(shape, groups * head);
+                Ok(vec![(with_rows(shape, heads * head), query), (keys.clone(), key), (keys, value)])
+            }
+            TransformEntry::Mxfp4 { interleaved } => {
+                let [outer @ .., blocks, 16] = shape.dims() else {
+                    return Err(self.wrong_shape(found, "blocks of 16 bytes".to_owned()));
+                };
+                let (all, row_len) = (outer.iter().product(), blocks.saturating_mul(32));
+                let unpacked = Shape::new(outer.iter().chain([&row_len]).copied().collect());
+                if !interleaved {
+                    return Ok(vec![(unpacked, View::copy(all, row_len))]);
+                }
+                let Some(rows) = outer.last().filter(|rows| rows.is_multiple_of(2)) else {
+                    return Err(self.wrong_shape(found, "an even number of rows".to_owned()));
+                };
+                let half = with_rows(&unpacked, rows / 2);
+                Ok((0..2).map(|start| (half.clone(), View::alternate_rows(all, row_len, start))).collect())
+            }
+            TransformEntry::Interleaved { transposed } => {
+                if !row_len.is_multiple_of(2) {
+                    return Err(self.wrong_shape(found, "rows of an even number of elements".to_owned()));
+                }
+                let mut dims = shape.dims().to_vec();
+                if let Some(last) = dims.last_mut() {
+                    *last /= 2;
+                }
+                if !transposed {
+                    let view = |start| View::alternate_rows(count * rows * row_len, 1, start);
+                    return Ok((0..2).map(|start| (Shape::new(dims.clone()), view(start))).collect());
+                }
+                let last = dims.len().saturating_sub(1);
+                if last == 0 {
+                    return Err(self.wrong_shape(found, "a matrix".to_owned()));
+                }
+                dims.swap(last - 1, last);
+                let view = |start| View::alternate_transposed(count, rows, row_len, start);
+                Ok((0..2).map(|start| (Shape::new(dims.clone()), view(start))).collect())
+            }
+            TransformEntry::SkipRows { count } => {
+                let skipped = match self.size(count) {
+                    Err(Error::MissingField { .. }) => 0,
+                    size => size?,
+                };
+                if shape.rank() != 2 || skipped > rows {
+                    return Err(self.wrong_shape(found, format!("at least {skipped} rows")));
+                }
+                let kept = rows - skipped;
+                Ok(vec![(Shape::new(vec![kept, row_len]), View::row_range(1, rows, row_len, skipped, kept))])
             }
             TransformEntry::LatentHeads { heads, keys, values } => {
                 let (heads, keys, values) = (self.count(heads)?, self.size(keys)?, self.size(values)?);
@@ -98,9 +173,8 @@ impl Model {
     }
 
     fn split(&self, found: &Found<'_>, sizes: &[Expression], matrices: &Matrices) -> Result<Vec<(Shape, View)>, Error> {
-        let dims = found.shape.dims();
         // The elements of a vector are its rows.
-        let vector = dims.len() <= 1;
+        let vector = found.shape.rank() <= 1;
         let &Matrices { count, rows, row_len } = matrices;
         let (rows, row_len) = if vector { (row_len, 1) } else { (rows, row_len) };
         let sizes: Vec<u64> = match sizes {
@@ -114,14 +188,9 @@ impl Model {
         }
         let mut start = 0;
         let part = |size: u64| {
-            let mut dims = dims.to_vec();
-            let place = dims.len().saturating_sub(2);
-            if let Some(dim) = dims.get_mut(place) {
-                *dim = size;
-            }
             let view = View::row_range(count, rows, row_len, start, size);
             start += size;
-            (Shape::new(dims), view)
+            (with_rows(found.shape, size), view)
         };
         Ok(sizes.into_iter().map(part).collect())
     }
@@ -187,6 +256,16 @@ impl Model {
         let (dir, tensor) = (self.dir().to_owned(), found.name.to_owned());
         Error::TensorShape { dir, tensor, expected, shape: found.shape.clone() }
     }
+}
+
+/// A shape with another number of rows; the elements of a vector are its rows.
+fn with_rows(shape: &Shape, rows: u64) -> Shape {
+    let mut dims = shape.dims().to_vec();
+    let place = dims.len().saturating_sub(2);
+    if let Some(dim) = dims.get_mut(place) {
+        *dim = rows;
+    }
+    Shape::new(dims)
 }
 
 /// A tensor as matrices in its two innermost dimensions; a vector is a matrix of one row.

@@ -19,6 +19,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::rc::Rc;
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 /// The kinds of model that a `tokenizer.json` can hold, as its `model.type` names them.
@@ -57,7 +58,19 @@ impl Loaded {
 }
 
 /// Loads the folder's tokenizer. `tokenizer.json` must be there and hold a model of that kind.
-pub(super) fn load(input: &mut Input<'_>, kind: ModelKind) -> Result<Loaded, Error> {
+/// A second time it is the same one: making it is most of the work of reading a vocabulary.
+pub(super) fn load(input: &mut Input<'_>, kind: ModelKind) -> Result<Rc<Loaded>, Error> {
+    match &input.loaded {
+        Some((of_kind, loaded)) if *of_kind == kind => Ok(loaded.clone()),
+        _ => {
+            let loaded = Rc::new(make(input, kind)?);
+            input.loaded = Some((kind, loaded.clone()));
+            Ok(loaded)
+        }
+    }
+}
+
+fn make(input: &mut Input<'_>, kind: ModelKind) -> Result<Loaded, Error> {
     let path = input.files.dir.join(FILE);
     let json = input.files.tokenizer_json.as_ref().ok_or_else(|| Error::NoVocabulary {
         dir: input.files.dir.to_owned(),

@@ -34,7 +34,7 @@ impl Base {
     /// `get_vocab_base`.
     pub(super) fn load(input: &mut Input<'_>, kind: ModelKind) -> Result<Base, Error> {
         let loaded = auto::load(input, kind)?;
-        let Loaded { tokenizer, structure, .. } = &loaded;
+        let Loaded { tokenizer, structure, .. } = &*loaded;
         let vocab = tokenizer.get_vocab(true);
         let size = match input.model_size()? {
             Some(size) => size,

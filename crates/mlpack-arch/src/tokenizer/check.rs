@@ -45,27 +45,31 @@ pub struct TokenizationCheck {
 /// [`Error::TokenizationDiffers`] with the first text and token that differ, [`Error::RepeatedToken`] for a vocabulary
 /// that llama.cpp cannot load, and the errors of reading the files.
 pub fn check_tokenization(request: &TokenizerRequest<'_>, metadata: &Metadata) -> Result<TokenizationCheck, Error> {
+    check(&mut Input::new(request, Files::open(request.dir)?)?, request.dir, metadata)
+}
+
+/// [`check_tokenization`] with files that are read already.
+pub(super) fn check(input: &mut Input<'_>, dir: &Path, metadata: &Metadata) -> Result<TokenizationCheck, Error> {
     let mut check = TokenizationCheck { equal: 0, probes: 0, warnings: Vec::new() };
-    let written = match Written::of(metadata, request.dir)? {
+    let written = match Written::of(metadata, dir)? {
         Ok(written) => written,
         Err(reason) => {
             check.warnings.push(format!("the tokenization is not checked: {reason}"));
             return Ok(check);
         }
     };
-    let mut input = Input::new(request, Files::open(request.dir)?)?;
     let model = match &written.model {
         Model::Scores => "llama",
         Model::Unigram { .. } => "t5",
         Model::Merges { .. } | Model::Words { .. } => "",
     };
-    let sources = source::sources(&mut input, model, &mut check.warnings)?;
+    let sources = source::sources(input, model, &mut check.warnings)?;
     if sources.is_empty() {
         let reason = "the folder has no tokenizer of its own to compare with";
         check.warnings.push(format!("the tokenization is not checked: {reason}"));
     }
     for (i, source) in sources.iter().enumerate() {
-        let comparison = Comparison { input: &input, dir: request.dir, written: &written, source, first: i == 0 };
+        let comparison = Comparison { input: &*input, dir, written: &written, source, first: i == 0 };
         comparison.run(&mut check)?;
     }
     Ok(check)

@@ -22,9 +22,10 @@ pub(super) fn read(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<boo
     if !is_bpe || !byte_fallback || !sequence {
         return Ok(false);
     }
-    let Loaded { tokenizer, specials, .. } = auto::load(input, ModelKind::Bpe)?;
+    let loaded = auto::load(input, ModelKind::Bpe)?;
+    let Loaded { tokenizer, specials, .. } = &*loaded;
     let base = input.checked_size(tokenizer.get_vocab_size(false) as u64)?;
-    let specials: std::collections::HashSet<String> = specials.into_iter().collect();
+    let specials: std::collections::HashSet<&str> = specials.iter().map(String::as_str).collect();
     let is_special = |token: &str| specials.contains(token);
 
     let mut vocab = ScoredTokens::default();

@@ -46,6 +46,7 @@ use crate::json::is_truthy;
 use files::Files;
 use mlpack_tensor::{MetaArray, MetaValue, Metadata};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// How a model family reads its vocabulary: the `set_vocab` of its class in the converter. The names in architecture
 /// descriptions are those of the variants in lower case, with `_` between words.
@@ -142,17 +143,31 @@ pub struct Tokenizer {
 /// Files that are missing, malformed or of a format that is not handled, and a pre-tokenizer that has no name in
 /// llama.cpp b11434 when none is given.
 pub fn read(request: &TokenizerRequest<'_>) -> Result<Tokenizer, Error> {
+    read_with(request, &mut Input::new(request, Files::open(request.dir)?)?)
+}
+
+/// [`read`], then [`check_tokenization`] of what it gives; the files are read and the tokenizer is made once for both.
+///
+/// # Errors
+/// Those of both.
+pub fn read_checked(request: &TokenizerRequest<'_>) -> Result<(Tokenizer, TokenizationCheck), Error> {
     let mut input = Input::new(request, Files::open(request.dir)?)?;
+    let tokenizer = read_with(request, &mut input)?;
+    let check = check::check(&mut input, request.dir, &tokenizer.metadata)?;
+    Ok((tokenizer, check))
+}
+
+fn read_with(request: &TokenizerRequest<'_>, input: &mut Input<'_>) -> Result<Tokenizer, Error> {
     let mut metadata = Metadata::new();
-    readers::read(request.reader, &mut input, &mut metadata)?;
+    readers::read(request.reader, input, &mut metadata)?;
     check_special_ids(request.dir, &metadata)?;
     chat::check(&metadata, &mut input.warnings);
     Ok(Tokenizer {
         metadata,
         vocab_size: input.vocab_size,
         pre_by_structure: input.pre_by_structure,
-        warnings: input.warnings,
-        files: input.files.read,
+        warnings: std::mem::take(&mut input.warnings),
+        files: input.files.read.clone(),
     })
 }
 
@@ -182,6 +197,8 @@ struct Input<'a> {
     vocab_size: Option<u64>,
     /// A vocabulary size that a reader uses instead of the configured one.
     size_override: Option<u64>,
+    /// The tokenizer of tokenizer.json, once it is made.
+    loaded: Option<(auto::ModelKind, Rc<auto::Loaded>)>,
     warnings: Vec<String>,
 }
 
@@ -197,6 +214,7 @@ impl<'a> Input<'a> {
             pre_by_structure: None,
             vocab_size: None,
             size_override: None,
+            loaded: None,
             warnings: Vec::new(),
         })
     }

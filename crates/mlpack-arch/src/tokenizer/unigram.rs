@@ -83,7 +83,7 @@ pub(super) fn read_xlm_roberta(
 fn read_json(input: &mut Input<'_>, metadata: &mut Metadata) -> Result<(), Error> {
     const FILE: &str = "tokenizer.json";
     let loaded = auto::load(input, ModelKind::Unigram)?;
-    let Loaded { tokenizer, specials, add_prefix_space, .. } = &loaded;
+    let Loaded { tokenizer, specials, add_prefix_space, .. } = &*loaded;
     let json = input.files.tokenizer_json.as_ref().expect("the tokenizer was loaded from it");
     let model = json.get("model").unwrap_or(&Value::Null);
     let pieces = model.get("vocab").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);

@@ -61,9 +61,9 @@ impl<'a> Side<'a> {
                 Ok(_) => tensors.push(SideTensor {
                     name: tensor.gguf_name,
                     // A changed value is one of float32.
-                    stored: match tensor.values {
-                        ValueChange::None => source.tensors()[tensor.sources[0]].stored,
-                        ValueChange::AddOne => COMPUTED,
+                    stored: match (tensor.values, &step.input) {
+                        (ValueChange::None, Input::Tensors(gather)) => gather::stored(source, gather),
+                        _ => COMPUTED,
                     },
                     shape: tensor.shape,
                     step,

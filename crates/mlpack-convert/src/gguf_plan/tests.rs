@@ -44,6 +44,11 @@ fn values(name: &str, count: u64) -> impl Iterator<Item = f32> {
     })
 }
 
+/// The upper bits of a number of the generator.
+fn byte(value: f32) -> u8 {
+    ((value * 8.0 + 0.5) * 256.0) as u8
+}
+
 fn stored(dtype: &str, value: f32) -> Vec<u8> {
     match dtype {
         "BF16" => half::bf16::from_f32(value).to_le_bytes().to_vec(),
@@ -67,7 +72,20 @@ fn write_weights(dir: &Path, golden: &Value, shards: usize) {
         for (name, shape) in tensors {
             let count = shape.as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
             let start = data.len();
-            values(name, count).for_each(|v| data.extend(stored(dtype, v)));
+            let is_scaled = golden["tensors"].get(format!("{name}_scale_inv")).is_some();
+            let dtype = match &name[name.rfind('_').unwrap_or(0)..] {
+                "_blocks" | "_scales" => "U8",
+                "_inv" => "F32",
+                _ if is_scaled => "F8_E4M3",
+                _ => dtype,
+            };
+            values(name, count).for_each(|v| match dtype {
+                "U8" if name.ends_with("_scales") => data.push(118 + byte(v) % 8),
+                "U8" => data.push(byte(v)),
+                // No NaN.
+                "F8_E4M3" => data.push(byte(v) - u8::from(byte(v) % 128 == 127)),
+                _ => data.extend(stored(dtype, v)),
+            });
             header
                 .insert((*name).clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]}));
             index.insert((*name).clone(), file.clone().into());
@@ -88,6 +106,8 @@ fn checkpoint(dir: &Path, golden: &Value, shards: usize) {
     write_weights(dir, golden, shards);
     let from = match golden["tokenizer"].as_str().unwrap() {
         "bpe" => folder().join("bpe"),
+        // All of them are in the golden.
+        "files" => dir.join("none"),
         _ => folder().join("../../../fixtures/legal-qa/kjv-llama"),
     };
     let only_model = golden["tokenizer"] == "model";
@@ -96,17 +116,46 @@ fn checkpoint(dir: &Path, golden: &Value, shards: usize) {
             std::fs::copy(from.join(file), dir.join(file)).unwrap();
         }
     }
+    if golden["tokenizer"] == "gemma" {
+        use std::io::Write as _;
+        let mut file = std::fs::File::options().append(true).open(dir.join("tokenizer.model")).unwrap();
+        // Another part of the normalizer's description: no space before a text.
+        file.write_all(b"\x1a\x02\x18\x00").unwrap();
+    }
+    change_tokenizer(dir, golden);
+}
+
+/// What a case changes about the tokenizer's files.
+#[allow(clippy::disallowed_methods, reason = "a test reads its own files")]
+fn change_tokenizer(dir: &Path, golden: &Value) {
+    if let Some(added) = golden["added_tokens"].as_array() {
+        let path = dir.join("tokenizer.json");
+        let mut content: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let first = content["model"]["vocab"].as_object().unwrap().len();
+        for (i, token) in added.iter().enumerate() {
+            content["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": first + i, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": token.as_str().unwrap().starts_with('<'),
+            }));
+        }
+        std::fs::write(&path, content.to_string()).unwrap();
+    }
+    for (name, text) in golden["files"].as_object().into_iter().flatten() {
+        std::fs::write(dir.join(name), text.as_str().unwrap()).unwrap();
+    }
 }
 
 /// The digests of the files that a checkpoint becomes, in the order of [`VARIANTS`].
-fn converted(dir: &Path, name: &str, golden: &Value, resources: &Resources) -> Result<Vec<String>, Error> {
+fn converted(dir: &Path, name: &str, resources: &Resources) -> Result<Vec<String>, Error> {
     let source = Source::open(dir, &[])?;
     let model = open_model(&source, &Families::builtin())?;
     let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
-    // llama.cpp has no name for the small byte-level tokenizer; the goldens call it by this one.
-    let pre = (golden["tokenizer"] == "bpe").then_some("qwen2");
     let options = QuantizeOptions::default();
-    let plan = plan_gguf(&source, &model, &GgufRequest { name, variants: &variants, pre, options: &options })?;
+    let plan = plan_gguf(
+        &source,
+        &model,
+        &GgufRequest { name, variants: &variants, pre: None, options: &options, split: Split::default() },
+    )?;
     let done = execute(&source, &plan, dir, resources, &|_| {})?;
     Ok(done.outputs.iter().map(|file| file.sha256.to_string()).collect())
 }
@@ -118,7 +167,7 @@ fn every_architecture_is_converted_to_the_golden_bytes() {
         let golden = golden(&name);
         let dir = tempfile::tempdir().unwrap();
         checkpoint(&dir.path().join(&name), &golden, 1);
-        match converted(&dir.path().join(&name), &name, &golden, &Resources::default()) {
+        match converted(&dir.path().join(&name), &name, &Resources::default()) {
             Err(e) => wrong.push(format!("{name}: {e}")),
             Ok(digests) => {
                 for ((kind, _), digest) in VARIANTS.iter().zip(digests) {
@@ -157,13 +206,12 @@ fn adapter(dir: &Path, golden: &Value, modules: &[&str]) {
 }
 
 /// The GGUF tensors of a plan's outputs: everything behind the metadata, which names the model.
-fn tensor_bytes(dir: &Path, adapters: &[(PathBuf, f64)], golden: &Value, resources: &Resources) -> Vec<Vec<u8>> {
+fn tensor_bytes(dir: &Path, adapters: &[(PathBuf, f64)], resources: &Resources) -> Vec<Vec<u8>> {
     let source = Source::open(dir, adapters).unwrap();
     let model = open_model(&source, &Families::builtin()).unwrap();
     let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
-    let pre = (golden["tokenizer"] == "bpe").then_some("qwen2");
     let options = QuantizeOptions::default();
-    let request = GgufRequest { name: "m", variants: &variants, pre, options: &options };
+    let request = GgufRequest { name: "m", variants: &variants, pre: None, options: &options, split: Split::default() };
     let plan = plan_gguf(&source, &model, &request).unwrap();
     let out = tempfile::tempdir().unwrap();
     let done = execute(&source, &plan, out.path(), resources, &|_| {}).unwrap();
@@ -192,11 +240,11 @@ fn deltas_are_added_before_the_transforms() {
         let plan = crate::plan_merge(&source).unwrap();
         let out = mlpack_fs::AtomicDir::create(&merged).unwrap();
         crate::merge(&source, &plan, out, &Resources::default(), &|_| {}).unwrap();
-        let plain = tensor_bytes(&base, &[], &golden, &Resources::default());
-        let expected = tensor_bytes(&merged, &[], &golden, &Resources::default());
+        let plain = tensor_bytes(&base, &[], &Resources::default());
+        let expected = tensor_bytes(&merged, &[], &Resources::default());
         assert_ne!(plain, expected, "{name}: the adapter changes something");
         for resources in [Resources::default(), Resources { memory: 3 << 20, threads: 3 }] {
-            assert!(tensor_bytes(&base, &adapters, &golden, &resources) == expected, "{name}, {resources:?}");
+            assert!(tensor_bytes(&base, &adapters, &resources) == expected, "{name}, {resources:?}");
         }
     }
 }
@@ -209,7 +257,8 @@ fn stacks_of_several_shards_are_written_where_their_last_member_is() {
     let source = Source::open(dir.path(), &[]).unwrap();
     let model = open_model(&source, &Families::builtin()).unwrap();
     let options = QuantizeOptions::default();
-    let request = GgufRequest { name: "m", variants: &[FileType::F16], pre: None, options: &options };
+    let request =
+        GgufRequest { name: "m", variants: &[FileType::F16], pre: None, options: &options, split: Split::default() };
     let plan = plan_gguf(&source, &model, &request).unwrap();
     let names: Vec<&str> = plan.outputs[0].tensors.iter().map(|t| t.name.as_str()).collect();
     let at = names.iter().position(|name| *name == "blk.0.ffn_gate_exps.weight").unwrap();
@@ -229,10 +278,82 @@ fn a_stack_without_all_members_is_refused() {
     golden["tensors"].as_object_mut().unwrap().remove("model.layers.1.block_sparse_moe.experts.2.w2.weight");
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), &golden, 1);
-    let error = converted(dir.path(), "m", &golden, &Resources::default()).unwrap_err().to_string();
+    let error = converted(dir.path(), "m", &Resources::default()).unwrap_err().to_string();
     let expected =
         "  tensor `blk.1.ffn_down_exps.weight`\n  expected: 4 tensors to make it of (config.json)\n  found:    3";
     assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn splits_are_the_converters() {
+    let golden = golden("Qwen3-tiny");
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("Qwen3-tiny");
+    checkpoint(&base, &golden, 1);
+    let splits = [
+        ("--split-max-tensors 7", Split { max_tensors: 7, max_byte_len: 0 }),
+        ("--split-max-size 60K", Split { max_tensors: 0, max_byte_len: 60_000 }),
+    ];
+    for (option, split) in splits {
+        let expected: Vec<&str> =
+            golden["splits"][option].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let source = Source::open(&base, &[]).unwrap();
+        let model = open_model(&source, &Families::builtin()).unwrap();
+        let options = QuantizeOptions::default();
+        let request =
+            GgufRequest { name: "Qwen3-tiny", variants: &[FileType::F16], pre: None, options: &options, split };
+        let plan = plan_gguf(&source, &model, &request).unwrap();
+        let last = plan.outputs.last().unwrap();
+        assert_eq!(last.file_name, format!("Qwen3-tiny-F16-{:05}-of-{:05}.gguf", expected.len(), expected.len()));
+        let done = execute(&source, &plan, dir.path(), &Resources::default(), &|_| {}).unwrap();
+        let digests: Vec<String> = done.outputs.iter().map(|file| file.sha256.to_string()).collect();
+        assert_eq!(digests, expected, "{option}");
+    }
+}
+
+#[test]
+fn names_that_training_programs_wrap_are_unwrapped() {
+    let wrapped = |prefix: &str| {
+        let mut golden = golden("Qwen2-tiny-padded");
+        let tensors = golden["tensors"].as_object().unwrap();
+        golden["tensors"] = tensors.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.clone())).collect();
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(dir.path(), &golden, 1);
+        let source = Source::open(dir.path(), &[]).unwrap();
+        let model = open_model(&source, &Families::builtin()).unwrap();
+        let options = QuantizeOptions::default();
+        let variants = [FileType::F16];
+        let request =
+            GgufRequest { name: "m", variants: &variants, pre: None, options: &options, split: Split::default() };
+        let plan = plan_gguf(&source, &model, &request).unwrap();
+        plan.outputs[0].preamble.clone()
+    };
+    let plain = wrapped("");
+    for prefix in ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."] {
+        assert!(wrapped(prefix) == plain, "{prefix}");
+    }
+}
+
+#[test]
+fn an_embedding_without_a_row_for_each_token_is_refused() {
+    for (rows, hint) in [(390, "set `vocab_size`"), (380, "use the tokenizer")] {
+        let mut golden = golden("Qwen2-tiny-padded");
+        golden["config"]["vocab_size"] = json!(384);
+        for tensor in ["model.embed_tokens.weight", "lm_head.weight"] {
+            golden["tensors"][tensor] = json!([rows, 64]);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(dir.path(), &golden, 1);
+        let error = converted(dir.path(), "m", &Resources::default()).unwrap_err();
+        let text = error.to_string();
+        for tensor in ["lm_head.weight", "model.embed_tokens.weight"] {
+            let expected = format!(
+                "the tokenizer does not fit tensor `{tensor}`\n  expected: 384 rows, one for each token\n  found:    {rows}"
+            );
+            assert!(text.contains(&expected), "{text}");
+        }
+        assert!(error.hint().unwrap().starts_with(hint), "{error:?}");
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn pruned_layers_are_left_out_and_the_later_ones_numbered_anew() {
     let (mut plan, given) = given(LAYERS);
     let options = QuantizeOptions { prune_layers: [1].into(), ..QuantizeOptions::default() };
     let metadata = metadata(&[("llama.block_count", MetaValue::U32(11)), ("z", MetaValue::U32(0))]);
-    add_variant(&mut plan, "out", &given, &metadata, FileType::Q8_0, &options).unwrap();
+    add_variant(&mut plan, "out", &given, &metadata, FileType::Q8_0, &options, Split::default()).unwrap();
     let names: Vec<&str> = plan.outputs[0].tensors.iter().map(|t| t.name.as_str()).collect();
     let expected = ["token_embd.weight", "blk.0.ffn_down.weight", "blk.1.ffn_down.weight", "blk.2.ffn_down.weight"];
     assert_eq!(names, expected);
@@ -69,7 +69,7 @@ fn a_layer_that_is_not_there_and_pruning_everything_are_refused() {
     let prune = |layers: &[u64]| {
         let (mut plan, given) = given(LAYERS);
         let options = QuantizeOptions { prune_layers: layers.iter().copied().collect(), ..QuantizeOptions::default() };
-        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q8_0, &options)
+        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q8_0, &options, Split::default())
     };
     assert!(matches!(prune(&[3]), Err(Error::NoSuchLayer { layer: 3, layers: 4 })));
     assert!(matches!(prune(&[0, 1, 2, 10]), Err(Error::NoLayerLeft)));
@@ -83,7 +83,7 @@ fn overrides_come_after_the_file_type_and_the_split_is_forgotten() {
         ..QuantizeOptions::default()
     };
     let metadata = metadata(&[("split.no", MetaValue::U16(0)), ("a", MetaValue::F32(0.0)), ("b", MetaValue::U32(2))]);
-    add_variant(&mut plan, "out", &given, &metadata, FileType::Q4_0, &options).unwrap();
+    add_variant(&mut plan, "out", &given, &metadata, FileType::Q4_0, &options, Split::default()).unwrap();
     let read = read_back(&plan, 0);
     let keys: Vec<&str> = read.iter().map(|(k, _)| k).collect();
     assert_eq!(keys, ["b", "general.quantization_version", "general.file_type", "a", "general.architecture"]);
@@ -98,7 +98,8 @@ fn copying_keeps_types_and_the_stated_or_guessed_file_type() {
     ];
     let copy = |metadata: &Metadata| {
         let (mut plan, given) = given(tensors);
-        add_variant(&mut plan, "out", &given, metadata, FileType::COPY, &QuantizeOptions::default()).unwrap();
+        add_variant(&mut plan, "out", &given, metadata, FileType::COPY, &QuantizeOptions::default(), Split::default())
+            .unwrap();
         let kept = types(&plan.outputs[0]).iter().map(|(_, ty)| *ty).collect::<Vec<_>>();
         assert_eq!(kept, ["F32", "Q4_K", "Q4_K"]);
         read_back(&plan, 0).find("general.file_type").cloned()
@@ -114,7 +115,7 @@ fn quantizing_again_is_refused_unless_asked_for() {
     let with = |allow_requantize| {
         let (mut plan, given) = given(tensors);
         let options = QuantizeOptions { allow_requantize, pure: true, ..QuantizeOptions::default() };
-        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q4_K_M, &options)
+        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q4_K_M, &options, Split::default())
     };
     let Err(Error::Requantize { tensors }) = with(false) else { panic!() };
     assert_eq!(tensors, [("blk.0.ffn_down.weight".to_owned(), GgmlType::Q8_0, GgmlType::Q4_K)]);
@@ -128,7 +129,7 @@ fn a_type_without_a_smaller_block_is_refused_where_it_does_not_fit() {
         let (mut plan, given) = given(tensors);
         let tensor_types = patterns.iter().map(|p| TensorType::parse(p).unwrap()).collect();
         let options = QuantizeOptions { tensor_types, ..QuantizeOptions::default() };
-        add_variant(&mut plan, "out", &given, &metadata(&[]), variant, &options)?;
+        add_variant(&mut plan, "out", &given, &metadata(&[]), variant, &options, Split::default())?;
         Ok::<_, Error>(types(&plan.outputs[0])[0].1)
     };
     assert!(matches!(quantize(FileType::Q1_0, &[]), Err(Error::RowLength { ty: GgmlType::Q1_0, row_len: 96, .. })));
@@ -140,7 +141,15 @@ fn a_type_without_a_smaller_block_is_refused_where_it_does_not_fit() {
 #[test]
 fn types_that_need_importance_are_refused_without_it_before_any_work() {
     let (mut plan, given) = given(LAYERS);
-    let result = add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::IQ2_XXS, &QuantizeOptions::default());
+    let result = add_variant(
+        &mut plan,
+        "out",
+        &given,
+        &metadata(&[]),
+        FileType::IQ2_XXS,
+        &QuantizeOptions::default(),
+        Split::default(),
+    );
     let Err(Error::ImportanceMissing { file: None, tensors }) = result else { panic!("{result:?}") };
     assert!(tensors.contains(&("blk.10.ffn_down.weight".to_owned(), GgmlType::IQ2_XXS)), "{tensors:?}");
 }
@@ -154,7 +163,7 @@ fn a_pattern_skips_the_rules_and_their_counts() {
         let (mut plan, given) = given(&layers);
         let tensor_types = patterns.iter().map(|p| TensorType::parse(p).unwrap()).collect();
         let options = QuantizeOptions { tensor_types, ..QuantizeOptions::default() };
-        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q3_K_M, &options).unwrap();
+        add_variant(&mut plan, "out", &given, &metadata(&[]), FileType::Q3_K_M, &options, Split::default()).unwrap();
         types(&plan.outputs[0]).iter().map(|(_, ty)| *ty).collect::<Vec<_>>()
     };
     assert_eq!(chosen(&[]), ["Q5_K", "Q5_K", "Q4_K", "Q4_K"]);
@@ -168,7 +177,7 @@ fn a_split_model_keeps_its_parts_when_asked_to() {
         tensor.place = (i / 3, (i % 3) as u64);
     }
     let options = QuantizeOptions { keep_split: true, ..QuantizeOptions::default() };
-    add_variant(&mut plan, "big", &given, &metadata(&[]), FileType::Q8_0, &options).unwrap();
+    add_variant(&mut plan, "big", &given, &metadata(&[]), FileType::Q8_0, &options, Split::default()).unwrap();
     let files: Vec<&str> = plan.outputs.iter().map(|o| o.file_name.as_str()).collect();
     assert_eq!(files, ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"]);
     assert_eq!(plan.outputs[1].tensors[0].name, "blk.1.ffn_down.weight", "parts keep the order of the input");

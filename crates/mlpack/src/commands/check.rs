@@ -37,7 +37,8 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
         let source = Source::open(model, &adapters)?;
         let described = open_model(&source, &families)?;
         let pre = args.target.pre.as_deref();
-        let request = GgufRequest { name: &name, variants: &variants, pre, options: &options };
+        let split = inputs::split(&args.target)?;
+        let request = GgufRequest { name: &name, variants: &variants, pre, options: &options, split };
         let plan = plan_gguf(&source, &described, &request)?;
         (source, described.arch().to_owned(), plan)
     };

@@ -27,7 +27,8 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let source = Source::open(&args.source.model, &adapters)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let pre = args.target.pre.as_deref();
-    let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options };
+    let split = inputs::split(&args.target)?;
+    let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options, split };
     let (plan, done) = convert_into(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
     let (text, value) = report(&plan, &done);
     out.result(&text, &value);
@@ -90,6 +91,13 @@ pub fn convert_into(
         parameters.insert("name".to_owned(), json!(request.name));
         if let Some(pre) = request.pre {
             parameters.insert("pre".to_owned(), json!(pre));
+        }
+        for (key, limit) in
+            [("split-max-tensors", request.split.max_tensors), ("split-max-size", request.split.max_byte_len)]
+        {
+            if limit > 0 {
+                parameters.insert(key.to_owned(), json!(limit));
+            }
         }
         parameters.extend(quantizer.parameters.clone());
         Ok(parameters)

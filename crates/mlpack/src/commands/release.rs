@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use config::Config;
-use mlpack_convert::{GgufRequest, Source};
+use mlpack_convert::{GgufRequest, Source, Split};
 use mlpack_fs::AtomicDir;
 use mlpack_oci::Parameter;
 use mlpack_provenance::{RunSource, TraceOptions};
@@ -47,7 +47,13 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         merge_into(&source, &runs, merged, &resources, out)?;
     }
     let pre = config.gguf.pre.as_deref();
-    let request = GgufRequest { name: &config.name, variants: &variants, pre, options: &quantizer.options };
+    let request = GgufRequest {
+        name: &config.name,
+        variants: &variants,
+        pre,
+        options: &quantizer.options,
+        split: Split::default(),
+    };
     let (_, done) = convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
     let files = done.outputs;
     let mut manifests = Vec::new();

@@ -10,6 +10,7 @@ use crate::tokenizer::tekken::Tekken;
 use crate::tokenizer::{Error, Input, bpe, spm, tekken, tiktoken};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::rc::Rc;
 use tokenizers::utils::SysRegex;
 use tokenizers::{
     NormalizedString, Normalizer as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
@@ -23,7 +24,7 @@ pub(super) struct Source {
 }
 
 pub(super) enum Kind {
-    Library(Box<Loaded>),
+    Library(Rc<Loaded>),
     Pieces(Pieces),
     Ranks { ranks: Ranks, regex: SysRegex, first: u32 },
 }
@@ -54,7 +55,7 @@ pub(super) fn sources(input: &mut Input<'_>, model: &str, warnings: &mut Vec<Str
     });
     if let Some(kind) = kind {
         match auto::load(input, kind) {
-            Ok(loaded) => sources.push(Source { file: JSON, kind: Kind::Library(Box::new(loaded)) }),
+            Ok(loaded) => sources.push(Source { file: JSON, kind: Kind::Library(loaded) }),
             Err(error) if sources.is_empty() => return Err(error),
             Err(_) => warnings.push(format!("`{JSON}`, which was not needed, cannot be loaded as a tokenizer")),
         }
