@@ -26,18 +26,37 @@ pub(crate) fn append(
     files: &mut Vec<PathBuf>,
 ) -> Result<(), Error> {
     let MetadataRequest { name: directory_name, parameters, card, .. } = request;
+    let total = i128::from(parameters.total);
     metadata.set("general.type", "model".into());
     sampling::append(metadata, dir, files)?;
     let card = if *card { Card::read(dir, files)? } else { Card::empty(dir) };
     let mut facts = Facts::from_card(&card);
     if let Some(id) = name_in_config(config)? {
-        facts.fill(&name::components(id, parameters.total));
+        facts.fill(&name::components(id, total));
     }
-    facts.fill(&name::components(directory_name, parameters.total));
+    facts.fill(&name::components(directory_name, total));
     if facts.size_label.is_none() && parameters.total > 0 {
         facts.size_label = Some(Fact::Text(size::label(parameters)));
     }
-    facts.append(metadata, &card, parameters.total)
+    facts.append(metadata, &card, total)
+}
+
+/// The same for an adapter in `dir`, whose tensors would have so many parameters if they were multiplied out.
+pub(crate) fn append_adapter(
+    metadata: &mut Metadata,
+    dir: &Path,
+    directory_name: &str,
+    parameters: u64,
+    files: &mut Vec<PathBuf>,
+) -> Result<(), Error> {
+    let total = -i128::from(parameters);
+    metadata.set("general.type", "adapter".into());
+    metadata.set("adapter.type", "lora".into());
+    sampling::append(metadata, dir, files)?;
+    let card = Card::read(dir, files)?;
+    let mut facts = Facts::from_card(&card);
+    facts.fill(&name::components(directory_name, total));
+    facts.append(metadata, &card, total)
 }
 
 /// `_name_or_path`, when it looks like a name and not like a path.
@@ -108,7 +127,7 @@ impl Facts {
     }
 
     /// Appends these, and between them what only a card can say.
-    fn append(&self, metadata: &mut Metadata, card: &Card, parameter_count: u64) -> Result<(), Error> {
+    fn append(&self, metadata: &mut Metadata, card: &Card, parameter_count: i128) -> Result<(), Error> {
         set_fact(metadata, "general.name", &self.name, card)?;
         set_fact(metadata, "general.author", &self.author, card)?;
         set_fact(metadata, "general.version", &self.version, card)?;

@@ -60,6 +60,9 @@ const UNSUPPORTED_FIELDS: &[(&str, &str)] = &[
     ("draft_vocab_size", "a draft model for speculative decoding is not handled"),
 ];
 
+/// `GGML_QNT_VERSION`.
+const QUANTIZATION_VERSION: u32 = 2;
+
 /// Bytes of the largest model card that is read.
 const CARD_LIMIT: u64 = 16 << 20;
 
@@ -165,6 +168,27 @@ impl Model {
         Ok(ModelMetadata { entries, warnings, files })
     }
 
+    /// The metadata of an adapter for this model, as `convert_lora_to_gguf.py` of llama.cpp b11434 writes it. `name` is
+    /// what that program would find as the name of the adapter's directory `dir`.
+    ///
+    /// # Errors
+    /// When the adapter's model card or generation config cannot be used.
+    pub fn adapter_metadata(
+        &self,
+        dir: &Path,
+        name: &str,
+        parameters: u64,
+        alpha: f32,
+    ) -> Result<(Metadata, Vec<PathBuf>), Error> {
+        let mut files = vec![self.config.path().to_owned()];
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", self.arch().into());
+        general::append_adapter(&mut metadata, dir, name, parameters, &mut files)?;
+        metadata.set("adapter.lora.alpha", alpha.into());
+        metadata.set("general.quantization_version", QUANTIZATION_VERSION.into());
+        Ok((metadata, files))
+    }
+
     /// Refuses the kinds of models that the converter knows by their names.
     fn refuse_name(&self, name: &str) -> Result<(), Error> {
         if self.family.refused_names.is_empty() {
@@ -189,8 +213,6 @@ impl Model {
         request: &MetadataRequest<'_>,
         files: &mut Vec<PathBuf>,
     ) -> Result<Metadata, Error> {
-        /// `GGML_QNT_VERSION`.
-        const QUANTIZATION_VERSION: u32 = 2;
         let mut metadata = Metadata::new();
         metadata.set("general.architecture", self.arch().into());
         // The converter makes extra tensors before it writes anything else.

@@ -110,6 +110,11 @@ impl View {
         View::new(1, [(start, vec![(matrices, rows * columns), (columns / 2, 2), (rows, columns)])])
     }
 
+    /// The same order of pieces of another length.
+    pub fn with_piece_len(self, piece_len: u64) -> View {
+        View { piece_len, ..self }
+    }
+
     /// Elements of a piece.
     pub fn piece_len(&self) -> u64 {
         self.piece_len

@@ -185,6 +185,21 @@ pub enum Error {
         /// How that is stored.
         expected: Stored,
     },
+    /// A variant that a GGUF adapter is not written as.
+    #[error("an adapter is not written as {name}\n  expected: F32, F16, BF16 or Q8_0")]
+    AdapterVariant {
+        /// The variant.
+        name: &'static str,
+    },
+    /// A tensor of an adapter that a GGUF adapter has no place for.
+    #[error(
+        "cannot convert the adapter: `{}` cannot be written as the two factors of one tensor of the base",
+        Escaped(tensor)
+    )]
+    AdapterTensor {
+        /// The tensor, or the module.
+        tensor: String,
+    },
     /// The vocabulary has another size than the tensor whose rows it names.
     #[error(
         "the tokenizer does not fit tensor `{}`\n  expected: {tokens} rows, one for each token\n  found:    {rows}",
@@ -357,10 +372,12 @@ impl Error {
             | Error::NoLayerLeft
             | Error::RepeatedFileType { .. }
             | Error::OutputName { .. }
+            | Error::AdapterVariant { .. }
             | Error::NoAdapter => ErrorKind::Misuse,
             Error::Quant(e) => e.kind(),
             Error::TensorDtype { .. }
             | Error::StackDtype { .. }
+            | Error::AdapterTensor { .. }
             | Error::Undecodable { .. }
             | Error::RowLength { .. }
             | Error::Requantize { .. }
@@ -412,6 +429,7 @@ impl Error {
             Error::NotFinite { .. } => "the checkpoint is damaged, or the training diverged; nothing was written",
             Error::TensorDtype { .. } => "dequantize the checkpoint to BF16 or F32 first",
             Error::TooFar { .. } => "ask for more bits for these tensors (--tensor-type), or for another variant",
+            Error::AdapterTensor { .. } => "merge the adapter into the base instead: mlpack convert BASE -a ADAPTER",
             Error::VocabularySize { rows, tokens, .. } if rows > tokens => {
                 "set `vocab_size` in config.json to the number of rows: tokens that are missing are filled up"
             }

@@ -52,6 +52,11 @@ impl<'a> Reader<'a> {
         self.gather.values
     }
 
+    /// What each value is multiplied with.
+    pub fn factor(&self) -> f64 {
+        self.gather.factor
+    }
+
     /// The name of a tensor that is read, and the row and column there, for an element of the rows from `start` on.
     pub fn place(&self, start: u64, element: u64) -> (&'a str, u64, u64) {
         let piece_len = self.gather.view.piece_len();

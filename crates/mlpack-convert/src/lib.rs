@@ -1,7 +1,7 @@
 //! The main path: open, plan, execute, seal.
 //!
 //! [`Source::open`] opens a checkpoint and lays adapters over it, [`Source::open_gguf`] a GGUF file. [`plan_gguf`],
-//! [`plan_quantize`] and [`plan_merge`] turn names, shapes and types into a [`Plan`]: every output file with the type and
+//! [`plan_quantize`], [`plan_merge`] and [`plan_lora`] turn names, shapes and types into a [`Plan`]: every output file with the type and
 //! the place of every tensor, before a weight is read. [`execute`] runs the plan in row slabs on all cores and seals the
 //! outputs. Start reading at `plan.rs`.
 //!
@@ -35,6 +35,7 @@ mod file_type;
 mod gather;
 mod gguf_plan;
 mod importance;
+mod lora_plan;
 mod merge_plan;
 mod mixture;
 mod options;
@@ -52,6 +53,7 @@ pub use fidelity::{ErrorSums, Exceeded, Limits, MaxError, SlabSums, TensorError}
 pub use file_type::{FileType, Origin};
 pub use gguf_plan::{GgufRequest, plan_gguf};
 pub use importance::{Entry, Importance, ImportanceError, ImportanceProblem};
+pub use lora_plan::{LoraRequest, plan_lora};
 pub use merge_plan::{merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};

@@ -154,6 +154,8 @@ pub struct Gather {
     pub packing: Packing,
     /// What is done to each value.
     pub values: ValueChange,
+    /// What each value is multiplied with.
+    pub factor: f64,
     /// Elements of the tensors that other steps account for: where the share of this one starts.
     pub offset: u64,
 }
@@ -164,14 +166,14 @@ impl Step {
         let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
         let view = View::copy(rows, row_len);
         let (packing, values) = (Packing::None, ValueChange::None);
-        let gather = Gather { positions: vec![position], view, packing, values, offset: 0 };
+        let gather = Gather { positions: vec![position], view, packing, values, factor: 1.0, offset: 0 };
         Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
     }
 
     /// A tensor of the GGUF file that a checkpoint becomes.
     pub fn mapped(tensor: &MappedTensor) -> Step {
         let MappedTensor { sources, view, packing, values, offset, .. } = tensor.clone();
-        let gather = Gather { positions: sources, view, packing, values, offset };
+        let gather = Gather { positions: sources, view, packing, values, factor: 1.0, offset };
         let (rows, row_len) = (tensor.shape.row_count().unwrap_or(0), tensor.shape.row_len());
         Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
     }

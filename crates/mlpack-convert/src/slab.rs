@@ -85,10 +85,11 @@ impl Work<'_> {
         encoding: &mut Encoding,
     ) -> Result<(), Error> {
         let step = &self.plan.steps[slab.step];
-        let (stored, change) = (reader.stored(), reader.change());
+        let (stored, change, factor) = (reader.stored(), reader.change(), reader.factor());
         let as_is = |i: &usize| {
             let target = step.targets[*i];
             change == ValueChange::None
+                && factor == 1.0
                 && self.plan.outputs[target.output].tensors[target.tensor].stored.same_bytes(stored)
         };
         for i in (0..step.targets.len()).filter(as_is) {
@@ -105,6 +106,9 @@ impl Work<'_> {
             _ => return Ok(()),
         }
         apply(change, stored.dtype(), floats);
+        if factor != 1.0 {
+            floats.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
         let values = Values { step, slab, reader: Some(reader), floats };
         for i in 0..step.targets.len() {
             if as_is(&i) {

@@ -5,7 +5,7 @@ use mlpack_arch::{Families, Model};
 use mlpack_fs::{MappedFile, hash_file};
 use mlpack_gguf::GgufModel;
 use mlpack_lora::{Adapter, Overlay};
-use mlpack_safetensors::Checkpoint;
+use mlpack_safetensors::{Checkpoint, SafetensorsFile};
 use mlpack_tensor::Shape;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Source {
 enum Weights {
     Checkpoint(Checkpoint, Overlay),
     Gguf(GgufModel),
+    /// The tensors of an adapter, for themselves.
+    Adapter(SafetensorsFile),
 }
 
 /// A tensor of a source, whatever its format.
@@ -77,6 +79,24 @@ impl Source {
         Ok(Source { tensors: tensors.collect(), weights: Weights::Gguf(model), warnings: Vec::new() })
     }
 
+    /// Opens the weights of an adapter as tensors of their own, in the order of the file.
+    pub fn open_adapter(dir: &Path) -> Result<Source, Error> {
+        let file = SafetensorsFile::open(&dir.join("adapter_model.safetensors"))?;
+        let mut tensors: Vec<SourceTensor> = file
+            .entries()
+            .iter()
+            .map(|entry| SourceTensor {
+                name: entry.name.clone(),
+                stored: Stored::Safetensors(entry.dtype),
+                shape: entry.shape.clone(),
+                file: 0,
+                range: entry.range.clone(),
+            })
+            .collect();
+        tensors.sort_by_key(|tensor| tensor.range.start);
+        Ok(Source { tensors, weights: Weights::Adapter(file), warnings: Vec::new() })
+    }
+
     /// The tensors, file by file.
     pub fn tensors(&self) -> &[SourceTensor] {
         &self.tensors
@@ -87,6 +107,7 @@ impl Source {
         match &self.weights {
             Weights::Checkpoint(checkpoint, _) => checkpoint.shards().iter().map(|shard| shard.map()).collect(),
             Weights::Gguf(model) => model.files().iter().map(|file| file.map()).collect(),
+            Weights::Adapter(file) => vec![file.map()],
         }
     }
 
@@ -95,6 +116,7 @@ impl Source {
         match &self.weights {
             Weights::Checkpoint(checkpoint, _) => checkpoint.shards()[tensor.file].map(),
             Weights::Gguf(model) => model.files()[tensor.file].map(),
+            Weights::Adapter(file) => file.map(),
         }
     }
 
@@ -117,7 +139,7 @@ impl Source {
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.weights {
             Weights::Checkpoint(checkpoint, _) => Some(checkpoint),
-            Weights::Gguf(_) => None,
+            Weights::Gguf(_) | Weights::Adapter(_) => None,
         }
     }
 
@@ -125,16 +147,21 @@ impl Source {
     pub fn overlay(&self) -> Option<&Overlay> {
         match &self.weights {
             Weights::Checkpoint(_, overlay) => Some(overlay),
-            Weights::Gguf(_) => None,
+            Weights::Gguf(_) | Weights::Adapter(_) => None,
         }
     }
 
     /// The GGUF model, where that is what was opened.
     pub fn gguf(&self) -> Option<&GgufModel> {
         match &self.weights {
-            Weights::Checkpoint(..) => None,
+            Weights::Checkpoint(..) | Weights::Adapter(_) => None,
             Weights::Gguf(model) => Some(model),
         }
+    }
+
+    /// Whether it is an adapter for itself.
+    pub fn is_adapter(&self) -> bool {
+        matches!(self.weights, Weights::Adapter(_))
     }
 
     /// How many adapters change the tensor at a position.
@@ -155,7 +182,7 @@ impl Source {
             Weights::Checkpoint(checkpoint, overlay) => {
                 Ok(overlay.merge_rows(position, &checkpoint.tensors()[position], rows, base_rows, sum, out)?)
             }
-            Weights::Gguf(_) => unreachable!("adapters are laid over checkpoints alone"),
+            Weights::Gguf(_) | Weights::Adapter(_) => unreachable!("adapters are laid over checkpoints alone"),
         }
     }
 }

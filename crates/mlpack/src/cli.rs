@@ -120,6 +120,8 @@ pub struct MergeArgs {
 pub enum Format {
     /// llama.cpp, Ollama and what builds on them
     Gguf,
+    /// A LoRA adapter for llama.cpp, apart from its base
+    GgufLora,
 }
 
 /// What to convert to.
@@ -129,8 +131,11 @@ pub struct TargetArgs {
     #[arg(long = "to", value_enum, default_value = "gguf")]
     pub format: Format,
     /// Variants, separated by commas: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, …
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', required_unless_present = "base")]
     pub quant: Vec<String>,
+    /// Base model of an adapter (gguf-lora): its config.json is enough
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Name of the outputs [default: the name of the last adapter's or the model's directory]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -221,6 +226,7 @@ fn is_false(value: &bool) -> bool {
 #[command(after_help = "Examples:\n  \
     mlpack convert llama-3.2-1b --to gguf --quant Q4_K_M,Q8_0,F16 -o out\n  \
     mlpack convert llama-3.2-1b -a legal-qa-lora --to gguf --quant Q4_K_M -o out\n  \
+    mlpack convert legal-qa-lora --to gguf-lora --base llama-3.2-1b -o out\n  \
     mlpack convert llama-3.2-1b --quant IQ3_XXS,Q4_K_M --imatrix imatrix.gguf --min-cosine 0.98 -o out\n\n\
     Writes DIR/NAME-<QUANT>.gguf and, beside each, its claims (NAME-<QUANT>.gguf.claims.jsonl).")]
 pub struct ConvertArgs {

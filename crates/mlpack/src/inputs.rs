@@ -62,6 +62,14 @@ pub fn resources(args: &ResourceArgs) -> anyhow::Result<Resources> {
     Ok(Resources { memory: size(&args.memory)?, threads: args.threads })
 }
 
+/// Refuses a base model where there is no adapter to convert for itself.
+pub fn no_base(args: &TargetArgs) -> anyhow::Result<()> {
+    if args.base.is_some() {
+        bail!("--base is for --to gguf-lora\n  expected: adapters with -a, and the base as the model");
+    }
+    Ok(())
+}
+
 /// Where outputs are split.
 pub fn split(args: &TargetArgs) -> anyhow::Result<Split> {
     let max_byte_len = args.split_max_size.as_deref().map_or(Ok(0), split_size)?;

@@ -15,7 +15,11 @@ pub fn dependencies(
     store: &Store,
 ) -> anyhow::Result<Vec<Dependency>> {
     let adapters = source.adapters();
-    let weights_role = if adapters.is_empty() { Role::Model } else { Role::Base };
+    let weights_role = match adapters {
+        _ if source.is_adapter() => Role::Adapter,
+        [] => Role::Model,
+        _ => Role::Base,
+    };
     let mut dependencies: Vec<Dependency> =
         done.inputs.iter().map(|file| Dependency::file(weights_role, &file.path, file.sha256)).collect();
     let index = source.checkpoint().and_then(|checkpoint| checkpoint.index());

@@ -58,5 +58,32 @@ pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usi
             std::fs::copy(&golden, &to).with_context(|| format!("cannot write `{}`", to.display()))?;
         }
     }
+    Ok(differing + adapter(peers, mlpack, &work)?)
+}
+
+/// The legal-qa adapter as a GGUF adapter.
+fn adapter(peers: &Peers, mlpack: &Path, work: &Path) -> Result<usize> {
+    let legal_qa = workspace::root().join("fixtures/legal-qa");
+    let (base, adapter) = (legal_qa.join("kjv-llama"), legal_qa.join("legal-qa-lora"));
+    let kinds = [&["F32"], TYPES].concat();
+    let ours = work.join("mlpack/adapter");
+    let mut convert = Command::new(mlpack);
+    convert.arg("convert").arg(&adapter).args(["--to", "gguf-lora", "--quant", &kinds.join(","), "--base"]).arg(&base);
+    output(convert.arg("-o").arg(&ours))?;
+    let mut differing = 0;
+    for kind in kinds {
+        let file = format!("legal-qa-lora-{kind}.gguf");
+        let reference = work.join("reference").join(&file);
+        let mut converter = peers.python();
+        converter.arg(peers.llama_source().join("convert_lora_to_gguf.py")).arg(&adapter).arg("--base").arg(&base);
+        output(converter.args(["--outtype", &kind.to_lowercase(), "--outfile"]).arg(&reference))?;
+        match compare::gguf(&ours.join(&file), &reference)? {
+            None => println!("{:24} {kind:5} identical", "legal-qa-lora"),
+            Some(differences) => {
+                differing += 1;
+                println!("{:24} {kind:5} different\n    {}", "legal-qa-lora", differences.join("\n    "));
+            }
+        }
+    }
     Ok(differing)
 }

@@ -87,7 +87,7 @@ impl Card {
     }
 
     /// Appends base models, datasets, tags and languages.
-    pub fn append_lists(&self, metadata: &mut Metadata, parameter_count: u64) -> Result<(), Error> {
+    pub fn append_lists(&self, metadata: &mut Metadata, parameter_count: i128) -> Result<(), Error> {
         let base_models = ["base_model", "base_models", "base_model_sources"];
         let datasets = ["datasets", "dataset", "dataset_sources"];
         for (keys, kind) in [(base_models, "base_model"), (datasets, "dataset")] {
@@ -123,7 +123,7 @@ impl Card {
     }
 
     /// What an entry of a list of models or datasets says, in the order of the keys.
-    fn source(&self, key: &str, entry: &Yaml, parameter_count: u64) -> Result<Vec<(&'static str, String)>, Error> {
+    fn source(&self, key: &str, entry: &Yaml, parameter_count: i128) -> Result<Vec<(&'static str, String)>, Error> {
         const FIELDS: [&str; 9] =
             ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
         match entry {
@@ -170,7 +170,7 @@ impl Card {
 static HUGGING_FACE_URL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new("^https?://huggingface.co/([^/]+/[^/]+)$").expect("the pattern is a constant"));
 
-fn id_fields(id: &str, parameter_count: u64) -> Vec<(&'static str, String)> {
+fn id_fields(id: &str, parameter_count: i128) -> Vec<(&'static str, String)> {
     let found = name::components(id, parameter_count);
     let mut fields = vec![("name", name::title(&found.full_name))];
     fields.extend(found.version.map(|v| ("version", v)));

@@ -37,16 +37,19 @@ struct Kinds {
     finetune: bool,
     version: bool,
     quant_type: bool,
+    of_adapter: bool,
 }
 
 impl Kinds {
     fn count(self) -> usize {
-        [self.basename, self.size_label, self.finetune, self.version, self.quant_type].iter().filter(|b| **b).count()
+        let all = [self.basename, self.size_label, self.finetune, self.version, self.quant_type, self.of_adapter];
+        all.iter().filter(|b| **b).count()
     }
 }
 
-/// Takes a model id apart. `parameter_count` tells a size from a context length.
-pub(super) fn components(id: &str, parameter_count: u64) -> Components {
+/// Takes a model id apart. `parameter_count` tells a size from a context length; it is negative for an adapter, whose
+/// model may be larger.
+pub(super) fn components(id: &str, parameter_count: i128) -> Components {
     let mut found = Components {
         full_name: id.to_owned(),
         organization: None,
@@ -92,7 +95,7 @@ pub(super) fn components(id: &str, parameter_count: u64) -> Components {
     found
 }
 
-fn classify(part: &mut String, kinds: &mut Kinds, first: bool, parameter_count: u64) {
+fn classify(part: &mut String, kinds: &mut Kinds, first: bool, parameter_count: i128) {
     if VERSION.is_match(part) {
         kinds.version = true;
     } else if QUANT_TYPE.is_match(part) {
@@ -123,12 +126,14 @@ fn classify(part: &mut String, kinds: &mut Kinds, first: bool, parameter_count: 
         }
         *part = size.into_iter().collect();
     } else if !first && FINETUNE.is_match(part) {
-        kinds.finetune = true;
+        // That an adapter is one needs no saying.
+        let is_type = parameter_count < 0 && part.eq_ignore_ascii_case("lora");
+        (kinds.of_adapter, kinds.finetune) = (is_type, !is_type);
     }
 }
 
 /// Whether "4K" is too far from the number of parameters to be a size: by more than 7/8 of it.
-fn is_context_length(size: &[char], parameter_count: u64) -> bool {
+fn is_context_length(size: &[char], parameter_count: i128) -> bool {
     let Some((unit, number)) = size.split_last() else { return false };
     let number: String = number.iter().collect();
     // What is not a number in Python's eyes ("small", "8x7") is taken for a size.
@@ -142,8 +147,11 @@ fn is_context_length(size: &[char], parameter_count: u64) -> bool {
         _ => -1,
     };
     let labelled = number * 1000f64.powi(thousands);
-    let limit = (u128::from(parameter_count) * 7 / 8) as f64;
-    parameter_count != 0 && (labelled - parameter_count as f64).abs() > limit
+    match parameter_count {
+        0 => false,
+        ..0 => labelled < (-parameter_count / 8) as f64,
+        _ => (labelled - parameter_count as f64).abs() > (parameter_count * 7 / 8) as f64,
+    }
 }
 
 /// Digits, a point and digits, in any script's decimal digits.

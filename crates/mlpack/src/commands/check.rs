@@ -13,7 +13,9 @@ use std::path::Path;
 
 /// Shows what `convert` or `quantize` would write, from headers alone.
 pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
-    let Format::Gguf = args.target.format;
+    if args.target.format == Format::GgufLora {
+        bail!("an adapter is not checked for itself\n  expected: --to gguf");
+    }
     let adapters = inputs::adapters(&args.source)?;
     let variants = inputs::variants(&args.target.quant)?;
     let options = inputs::quantize_options(&args.quantizer, &args.requantizer, Path::new(""))?;

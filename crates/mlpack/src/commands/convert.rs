@@ -4,10 +4,11 @@ use crate::cli::{ConvertArgs, Format, QuantizerArgs, RequantizerArgs};
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_table};
 use crate::{inputs, lineage};
-use mlpack_arch::Families;
+use anyhow::{Context as _, bail};
+use mlpack_arch::{Families, Model};
 use mlpack_convert::{
-    Done, GgufRequest, Limits, Output, Plan, QuantizeOptions, Resources, SealedFile, Source, TensorError, execute,
-    open_model, plan_gguf,
+    Done, FileType, GgufRequest, Limits, LoraRequest, Output, Plan, QuantizeOptions, Resources, SealedFile, Source,
+    TensorError, execute, open_model, plan_gguf, plan_lora,
 };
 use mlpack_provenance::{Artifact, FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
@@ -16,7 +17,10 @@ use std::path::Path;
 
 /// Converts a checkpoint to every variant asked for, in one pass.
 pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
-    let Format::Gguf = args.target.format;
+    if args.target.format == Format::GgufLora {
+        return convert_lora(args, out);
+    }
+    inputs::no_base(&args.target)?;
     let adapters = inputs::adapters(&args.source)?;
     let variants = inputs::variants(&args.target.quant)?;
     let resources = inputs::resources(&args.resources)?;
@@ -30,6 +34,40 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let split = inputs::split(&args.target)?;
     let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options, split };
     let (plan, done) = convert_into(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
+    let (text, value) = report(&plan, &done);
+    out.result(&text, &value);
+    Ok(Exit::Done)
+}
+
+/// Converts an adapter for itself; its base is only described.
+fn convert_lora(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
+    let dir = &args.source.model;
+    let base = args.target.base.as_deref().context(
+        "the base model of the adapter is not named\n  expected: --base DIR, a directory with its config.json",
+    )?;
+    if !args.source.adapters.is_empty() {
+        bail!("an adapter is converted for itself\n  expected: no -a with --to gguf-lora");
+    }
+    let variants =
+        if args.target.quant.is_empty() { vec![FileType::F32] } else { inputs::variants(&args.target.quant)? };
+    let name = inputs::output_name(&args.target, &args.source, &[])?;
+    let resources = inputs::resources(&args.resources)?;
+    let model = Model::open(base, &inputs::families(&args.target.arch_file)?)?;
+    let source = Source::open_adapter(dir)?;
+    let plan = plan_lora(&source, &model, &LoraRequest { dir, name: &name, variants: &variants })?;
+    out.warnings(&plan.warnings);
+    out.step(&format!("converting {} tensors of an adapter ({})", source.tensors().len(), model.arch()));
+    let bar = out.progress(source.byte_len());
+    let done = execute(&source, &plan, &args.output, &resources, &|n| bar.inc(n))?;
+    bar.finish_and_clear();
+    let parameters = |variant: &str| {
+        let mut parameters = Map::new();
+        parameters.insert("to".to_owned(), json!("gguf-lora"));
+        parameters.insert("quant".to_owned(), json!(variant));
+        parameters.insert("name".to_owned(), json!(name));
+        Ok(parameters)
+    };
+    record(StepKind::Convert, &source, &plan, &done, &[], &args.output, parameters)?;
     let (text, value) = report(&plan, &done);
     out.result(&text, &value);
     Ok(Exit::Done)
