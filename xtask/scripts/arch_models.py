@@ -240,7 +240,7 @@ CASES = {
         "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0, "tie_word_embeddings": False}),
     "T5Encoder-tiny": ("T5EncoderModel", "t5", "F16", "model", {
         "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}),
-    "Mamba-tiny": ("MambaForCausalLM", "mamba", "F32", "bpe", {
+    "Mamba-tiny": ("MambaForCausalLM", "mamba", "F16", "bpe", {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "state_size": 16, "conv_kernel": 4,
         "time_step_rank": 4, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}),
     "Baichuan-tiny": ("BaichuanForCausalLM", "baichuan", "BF16", "model", NO_KV | {"rms_norm_eps": 1e-6}, of_layers(2, {

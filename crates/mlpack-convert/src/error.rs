@@ -346,6 +346,9 @@ fn more(len: usize) -> String {
 impl Error {
     /// One error for a list of problems; `Ok` when there are none.
     pub(crate) fn from_list(mut problems: Vec<Error>) -> Result<(), Error> {
+        // A wrong config is the problem of many tensors.
+        let mut seen = std::collections::HashSet::new();
+        problems.retain(|problem| seen.insert(problem.to_string()));
         match problems.len() {
             0 => Ok(()),
             1 => Err(problems.remove(0)),

@@ -8,6 +8,7 @@
 //! - its regexes for a pre-tokenizer that the converter knows by its hash are near the tokenizer's own, not always equal;
 //! - a SentencePiece-style vocabulary made from `tokenizer.json` has no scores, so texts may be cut otherwise;
 //! - added tokens that strip spaces, stand for whole words or are normalized have no such properties in GGUF;
+//! - before a special token, a Unigram vocabulary keeps a space that the source's tokenizer may take away;
 //! - after a special token, a SentencePiece-style vocabulary begins a text anew, with a space before it;
 //! - a WordPiece or Unigram text may be prepared otherwise (spaces, accents), and an unknown token that no file names is
 //!   another one in llama.cpp;
@@ -202,6 +203,9 @@ impl Comparison<'_> {
             (_, Model::Words { .. } | Model::Unigram { .. }) if !self.written.names_unknown => known(
                 "the files name no unknown token, so llama.cpp takes its default for one: add unk_token_id to config.json",
             ),
+            (Kind::Library(_), Model::Unigram { .. }) if limit.is_some() => {
+                known("llama.cpp keeps a space before a special token, which the source's tokenizer takes away")
+            }
             (Kind::Library(_), Model::Words { .. }) if limit.is_some() => {
                 known("llama.cpp does not find an added token of a WordPiece vocabulary that is not special")
             }
