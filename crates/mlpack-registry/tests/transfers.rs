@@ -293,7 +293,7 @@ fn pulls_through(about: impl Fn(&Seen) -> bool + Send + 'static, acts: Vec<Act>)
     send(&registry.host, &package, options(), None).unwrap();
     let proxy = Proxy::start(&registry.host, script(about, acts));
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { idle: Duration::from_millis(300), ..options() };
+    let options = Options { idle: Duration::from_secs(1), ..options() };
     fetch(&proxy.host, &package, dir.path(), options).unwrap();
     Some(proxy)
 }
@@ -307,8 +307,10 @@ fn a_pull_survives_bodies_that_end_early_stand_still_or_never_come() {
     let acts = vec![Act::Truncate(3_000_000), Act::Drop, Act::Stall(1_000_000), status(503), Act::Truncate(0)];
     if let Some(proxy) = pulls_through(blob_get, acts) {
         let ranges: Vec<String> = proxy.seen().iter().filter_map(|s| s.header("range").map(str::to_owned)).collect();
-        let inside = |range: &&String| !range.ends_with("=0-16777215") && range.ends_with("-16777215");
-        assert!(ranges.iter().filter(inside).count() > 0, "it goes on inside of the part: {ranges:?}");
+        // Parts begin at multiples of 16 MiB; one that broke off goes on at another place.
+        let start = |range: &String| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok();
+        let inside = |range: &String| start(range).is_some_and(|start| start % (16 * MIB) != 0);
+        assert!(ranges.iter().any(inside), "it goes on inside of a part: {ranges:?}");
     }
 }
 
