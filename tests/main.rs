@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | `cli_adapters` | kinds of adapters, several of them, reports, shards, and adapters that are refused |
 //! | `cli_convert` | outputs equal the goldens of llama.cpp; several variants, adapters, names |
 //! | `cli_quantize` | every golden of llama-quantize, with each option that has one; split files |
 //! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
@@ -15,6 +16,7 @@
 // Tests read files that they or the fixtures made, and say on standard output what they skip.
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
+mod cli_adapters;
 mod cli_convert;
 mod cli_diff;
 mod cli_errors;

@@ -1,7 +1,9 @@
-//! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows.
+//! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows; and
+//! against PEFT: what it merges.
 
 mod archs;
 mod convert;
+mod lora;
 mod quantize;
 mod rows;
 mod subjects;
@@ -16,6 +18,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("quantize", &["ftypes", "options", "mixtures"]),
     ("rows", &["rows"]),
     ("archs", &["archs"]),
+    ("lora", &["lora"]),
 ];
 
 /// What to compare.
@@ -49,11 +52,14 @@ pub fn command(arguments: &[&str]) -> Result<()> {
         differing += convert::run(&converted, &peers, &mlpack)?;
         differing += quantize::run(&quantized, &options.only, &peers, &mlpack)?;
     }
+    if options.cases.contains(&"lora") {
+        differing += lora::run(&options.only, &peers, &build_mlpack(true)?)?;
+    }
     if options.cases.contains(&"rows") {
         differing += rows::run(options.seed, &peers)?;
     }
     if differing > 0 {
-        bail!("{differing} files or rows differ from llama.cpp's");
+        bail!("{differing} files or rows differ from the reference");
     }
     Ok(())
 }
@@ -100,7 +106,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 11);
+        assert_eq!(cases(&["--seed", "3"]).len(), 12);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }
 

@@ -98,7 +98,7 @@ pub fn diff(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Diff, Error> {
     let side = |source| match Source::checkpoint(source) {
-        Some(_) => Side::of_model(source, &open_model(source, families)?),
+        Some(_) => Side::of_model(source, &open_model(source, None, families)?),
         None => Ok(Side::of_gguf(source)),
     };
     let (a, b) = (side(a)?, side(b)?);

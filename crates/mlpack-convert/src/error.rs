@@ -308,6 +308,20 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// A file would be larger than 64 bits can say.
+    #[error("cannot lay out `{}`: its tensors have more than 2^64 bytes", Escaped(file))]
+    TooLarge {
+        /// The file.
+        file: String,
+    },
+    /// A file that describes the model is no JSON.
+    #[error("cannot read `{}`: not JSON\n  found:    {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
     /// A merge without adapters.
     #[error("nothing to merge: no adapter given")]
     NoAdapter,
@@ -392,7 +406,8 @@ impl Error {
             | Error::ImportanceMissing { .. }
             | Error::ImportanceSize { .. }
             | Error::UnvisitedExperts { .. } => ErrorKind::Mismatch,
-            Error::Budget { .. } => ErrorKind::Limit,
+            Error::Budget { .. } | Error::TooLarge { .. } => ErrorKind::Limit,
+            Error::Json { .. } => ErrorKind::Malformed,
             Error::Threads { .. } => ErrorKind::Io,
         }
     }

@@ -7,6 +7,7 @@ use crate::gather::{MERGED_BYTES, share};
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
+use mlpack_lora::{ChangeTally, TensorChange};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -47,15 +48,17 @@ pub struct Done {
     pub inputs: Vec<SealedFile>,
     /// How far each tensor of each output is from its source, in the plan's order, where the plan has limits.
     pub fidelity: Vec<Vec<TensorError>>,
+    /// How much each target of the overlay changed; empty without adapters.
+    pub changes: Vec<TensorChange>,
 }
 
 /// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
 /// small enough that a slab stays in the caches.
 const SLAB_ELEMENTS: u64 = 1 << 17;
 
-/// Bytes that a slab needs for each element on its way: float64 sum and product, float32, merged, gathered and encoded
-/// bytes, and float32 decoded again.
-const BYTES_PER_ELEMENT: u64 = 8 + 8 + 4 + 4 + 4 + 4 + 4;
+/// Bytes that a slab needs for each element on its way: float64 value, change and product, float32, merged, gathered and
+/// encoded bytes, and float32 decoded again.
+const BYTES_PER_ELEMENT: u64 = 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
 
 /// Bytes that a slab needs for each run of elements that a view keeps together: its place, and its turn.
 const BYTES_PER_PIECE: u64 = 8 + 4;
@@ -81,10 +84,11 @@ pub fn execute(
     let hashers = hashers(source, plan);
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
-    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref() };
+    let tally = source.overlay().map(ChangeTally::new).unwrap_or_default();
+    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: &tally };
     run(&work, &hashers, &slabs, workers, progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
-    seal(source, files, hashers, fidelity)
+    seal(source, files, hashers, fidelity, tally.finish())
 }
 
 /// The error of every tensor, if all of them are within the plan's limits.
@@ -141,7 +145,8 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
     let mut largest = 0;
     for i in turns(source, plan) {
         let step = &plan.steps[i];
-        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT) + pieces_of_row(step) * BYTES_PER_PIECE;
+        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT + source.bytes_per_element())
+            + pieces_of_row(step) * BYTES_PER_PIECE;
         let fixed = delta_byte_len(source, step);
         let mut group = row_group(step);
         if fixed.saturating_add(per_row.saturating_mul(group)) > memory {
@@ -182,16 +187,15 @@ fn pieces_of_row(step: &Step) -> u64 {
     }
 }
 
-/// Bytes that a slab needs for the factors of its deltas, whatever its rows: A in float64. Where it uses parts of rows,
+/// Bytes that a slab needs for the factors of its deltas, whatever its rows. Where it uses parts of rows,
 /// it also merges some rows whole.
 pub(crate) fn delta_byte_len(source: &Source, step: &Step) -> u64 {
     let Input::Tensors(gather) = &step.input else { return 0 };
-    let changed = gather.positions.iter().filter(|position| !source.changes(**position).is_empty());
+    let changed = gather.positions.iter().filter(|position| source.tensors()[**position].target.is_some());
     let factors = changed.map(|position| {
         let row_len = source.tensors()[*position].shape.row_len();
-        let ranks = source.changes(*position).iter().map(|c| c.pair.a.shape.dims().first().copied().unwrap_or(0));
-        let parts = if gather.view.piece_len() < row_len { MERGED_BYTES.max(row_len.saturating_mul(24)) } else { 0 };
-        ranks.max().unwrap_or(0).saturating_mul(row_len).saturating_mul(8).saturating_add(parts)
+        let parts = if gather.view.piece_len() < row_len { MERGED_BYTES.max(row_len.saturating_mul(32)) } else { 0 };
+        source.fixed_byte_len(*position).saturating_add(parts)
     });
     factors.max().unwrap_or(0)
 }
@@ -303,6 +307,7 @@ fn seal(
     files: Vec<AtomicFile>,
     hashers: Vec<InputHasher<'_>>,
     fidelity: Vec<Vec<TensorError>>,
+    changes: Vec<TensorChange>,
 ) -> Result<Done, Error> {
     let inputs = hashers
         .into_iter()
@@ -320,5 +325,5 @@ fn seal(
         let (path, byte_len) = (file.path().to_owned(), file.byte_len());
         outputs.push(SealedFile { path, sha256: file.seal()?, byte_len });
     }
-    Ok(Done { outputs, inputs, fidelity })
+    Ok(Done { outputs, inputs, fidelity, changes })
 }

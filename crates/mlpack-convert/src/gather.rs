@@ -3,6 +3,7 @@
 use crate::packed::{MXFP4_BYTES, Scaled, append_mxfp4};
 use crate::{Error, Gather, Source, SourceTensor, Stored};
 use mlpack_arch::{Packing, ValueChange};
+use mlpack_lora::{ChangeTally, MergeRoom, Rows};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 
@@ -11,16 +12,15 @@ use std::ops::Range;
 pub(crate) struct Room {
     pieces: Vec<u64>,
     gathered: Vec<u8>,
-    base: Vec<u8>,
     merged: Vec<u8>,
-    sums: Vec<f64>,
+    merging: MergeRoom,
 }
 
 /// Elements of whole rows that are merged at once, where only parts of the rows are used.
 const MERGED_ELEMENTS: u64 = 1 << 16;
 
-/// Bytes that one batch of those needs: float64 sums, base and merged values.
-pub(crate) const MERGED_BYTES: u64 = MERGED_ELEMENTS * (8 + 8 + 8);
+/// Bytes that one batch of those needs: float64 values, change and product, and merged values.
+pub(crate) const MERGED_BYTES: u64 = MERGED_ELEMENTS * (8 + 8 + 8 + 8);
 
 /// A gather with the source that it reads.
 pub(crate) struct Reader<'a> {
@@ -31,15 +31,23 @@ pub(crate) struct Reader<'a> {
     per_tensor: u64,
     /// Whether values that are not finite are refused.
     finite: bool,
+    /// Told how much merged rows changed.
+    tally: Option<&'a ChangeTally>,
 }
 
 impl<'a> Reader<'a> {
     /// Reads rows of `row_len` elements; with `finite`, refuses values that are not.
-    pub fn new(source: &'a Source, gather: &'a Gather, row_len: u64, finite: bool) -> Reader<'a> {
+    pub fn new(
+        source: &'a Source,
+        gather: &'a Gather,
+        row_len: u64,
+        finite: bool,
+        tally: Option<&'a ChangeTally>,
+    ) -> Reader<'a> {
         let elements = source.tensors()[gather.positions[0]].shape.element_count().unwrap_or(0);
         let elements = elements * per_stored(gather);
         let per_tensor = elements.checked_div(gather.view.piece_len()).unwrap_or(0).max(1);
-        Reader { source, gather, row_len, per_tensor, finite }
+        Reader { source, gather, row_len, per_tensor, finite, tally }
     }
 
     /// How all of the tensors are stored.
@@ -81,7 +89,7 @@ impl<'a> Reader<'a> {
     {
         let view = &self.gather.view;
         let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
-        let Room { pieces, gathered, base, merged, sums } = room;
+        let Room { pieces, gathered, merged, merging } = room;
         pieces.clear();
         pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
         gathered.clear();
@@ -106,7 +114,7 @@ impl<'a> Reader<'a> {
         for of_tensor in pieces.chunk_by(|a, b| a / self.per_tensor == b / self.per_tensor) {
             let index = (of_tensor[0] / self.per_tensor) as usize;
             let position = self.gather.positions[index];
-            if self.source.changes(position).is_empty() {
+            if self.source.tensors()[position].target.is_none() {
                 if let Some((index, run)) =
                     single.as_ref().filter(|(_, run)| run.end - run.start == pieces.len() as u64)
                 {
@@ -119,17 +127,14 @@ impl<'a> Reader<'a> {
                     gathered.extend_from_slice(self.bytes(index, &run));
                 }
                 self.check_finite(rows.start, start, &gathered[start..])?;
-            } else if view.piece_len() == self.tensor(index).shape.row_len() {
-                base.clear();
-                for (index, run) in self.runs(of_tensor) {
-                    base.extend_from_slice(self.bytes(index, &run));
-                }
-                let source_rows: Vec<u64> = of_tensor.iter().map(|piece| piece % self.per_tensor).collect();
+            } else if view.piece_len() >= self.tensor(index).shape.row_len() {
+                let numbers: Vec<u64> = of_tensor.iter().map(|piece| piece % self.per_tensor).collect();
+                let rows = Rows { numbers: &numbers, row_len: view.piece_len() };
                 let start = gathered.len();
-                gathered.resize(start + base.len(), 0);
-                self.source.merge_rows(position, &source_rows, base, sums, &mut gathered[start..])?;
+                gathered.resize(start + numbers.len() * self.piece_bytes(), 0);
+                self.source.merge_rows(position, rows, merging, self.tally, &mut gathered[start..])?;
             } else {
-                self.merge_parts(index, of_tensor, (base, merged, sums), gathered)?;
+                self.merge_parts(index, of_tensor, (merged, merging), gathered)?;
             }
         }
         Ok(gathered)
@@ -140,7 +145,7 @@ impl<'a> Reader<'a> {
         &self,
         index: usize,
         pieces: &[u64],
-        (base, merged, sums): (&mut Vec<u8>, &mut Vec<u8>, &mut Vec<f64>),
+        (merged, merging): (&mut Vec<u8>, &mut MergeRoom),
         gathered: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let tensor = self.tensor(index);
@@ -158,11 +163,9 @@ impl<'a> Reader<'a> {
             let taken = left.partition_point(|i| row(pieces[*i as usize]) < first + limit);
             let last = row(pieces[left[taken - 1] as usize]);
             let source_rows: Vec<u64> = (first..=last).collect();
-            let from = index as u64 * self.per_tensor;
-            base.clear();
-            base.extend_from_slice(self.bytes(index, &(from + first * per_row..from + (last + 1) * per_row)));
-            merged.resize(base.len(), 0);
-            self.source.merge_rows(self.gather.positions[index], &source_rows, base, sums, merged)?;
+            let rows = Rows { numbers: &source_rows, row_len: tensor.shape.row_len() };
+            merged.resize(source_rows.len() * per_row as usize * piece_bytes, 0);
+            self.source.merge_rows(self.gather.positions[index], rows, merging, self.tally, merged)?;
             for &i in &left[..taken] {
                 let at = (pieces[i as usize] % self.per_tensor - first * per_row) as usize * piece_bytes;
                 let to = start + i as usize * piece_bytes;
@@ -276,7 +279,7 @@ pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> V
         let tensor = &source.tensors()[position];
         let len = tensor.shape.element_count().unwrap_or(0) * per_stored(gather);
         let (from, to) = (start.clamp(before, before + len), end.clamp(before, before + len));
-        if from < to {
+        if from < to && tensor.in_place {
             let at =
                 |element: u64| tensor.range.start + tensor.stored.row_byte_len((element - before) / per_stored(gather));
             shares.push((tensor.file, at(from)..at(to)));

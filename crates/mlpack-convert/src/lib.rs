@@ -8,8 +8,8 @@
 //! ```no_run
 //! use mlpack_convert::*;
 //! # fn main() -> Result<(), Error> {
-//! let source = Source::open("base".as_ref(), &[("legal-qa-lora".into(), 1.0)])?;
-//! let model = open_model(&source, &mlpack_arch::Families::builtin())?;
+//! let source = Source::open("base".as_ref(), &[("legal-qa-lora".into(), 1.0)], &Default::default())?;
+//! let model = open_model(&source, None, &mlpack_arch::Families::builtin())?;
 //! let variants = [FileType::parse("Q4_K_M")?, FileType::parse("F16")?];
 //! let plan = plan_gguf(&source, &model, &GgufRequest {
 //!     name: "legal-qa", variants: &variants, pre: None, options: &QuantizeOptions::default(),
@@ -27,6 +27,7 @@
 //! - Every source tensor is in every output, or named in the plan with the reason why it is not.
 
 mod carry;
+mod describe;
 mod diff;
 mod error;
 mod execute;
@@ -45,7 +46,7 @@ mod quantize_plan;
 mod slab;
 mod source;
 
-pub use carry::carried_files;
+pub use carry::Carried;
 pub use diff::{Diff, Reshaped, TensorDiff, Unpaired, bits_per_weight, diff};
 pub use error::{Error, TooFar};
 pub use execute::{Done, Resources, SealedFile, execute};
@@ -54,8 +55,9 @@ pub use file_type::{FileType, Origin};
 pub use gguf_plan::{GgufRequest, plan_gguf};
 pub use importance::{Entry, Importance, ImportanceError, ImportanceProblem};
 pub use lora_plan::{LoraRequest, plan_lora};
-pub use merge_plan::{merge, plan_merge};
+pub use merge_plan::{MergePlan, MergeRequest, merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
+pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
 pub use plan::{Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
 pub use quantize_plan::{QuantizeRequest, Split, plan_quantize};

@@ -1,57 +1,133 @@
-//! Planning a merged checkpoint: the base's shards with the base's headers, and the merged values in them.
+//! Planning a merged checkpoint: which tensor is in which file at which place, and the files beside them.
+//!
+//! A file whose tensors all keep dtype and shape keeps its header, so a merge that changes nothing gives the same bytes. Where
+//! a tensor grows or is new, and where shards are asked for, the header is a new one.
 
-use crate::carry::carry;
+use crate::carry::Carried;
 use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute};
 use mlpack_fs::AtomicDir;
+use mlpack_safetensors::{FileLayout, INDEX_NAME, NewTensor, index, lay_out, shard, shard_name};
+use std::collections::BTreeMap;
 
-/// Plans the shards of the merged checkpoint. A LoRA delta keeps dtype and shape, so every shard keeps its header and
-/// every tensor its place.
-pub fn plan_merge(source: &Source) -> Result<Plan, Error> {
+/// What is asked of a merged checkpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MergeRequest {
+    /// The most bytes of data in a file; without it, files are the base's.
+    pub max_shard_size: Option<u64>,
+}
+
+/// A merged checkpoint before it is written.
+#[derive(Clone, Debug)]
+pub struct MergePlan {
+    /// The weights.
+    pub plan: Plan,
+    /// The files beside them.
+    pub carried: Vec<Carried>,
+}
+
+/// Plans the files of the merged checkpoint.
+///
+/// # Errors
+/// [`Error::NoAdapter`] without adapters; what is wrong with the files beside the weights.
+pub fn plan_merge(source: &Source, request: &MergeRequest) -> Result<MergePlan, Error> {
     let Some(checkpoint) = source.checkpoint().filter(|_| !source.adapters().is_empty()) else {
         return Err(Error::NoAdapter);
     };
     let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
-    for shard in checkpoint.shards() {
-        let file_name = shard.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        plan.outputs.push(Output {
-            file_name,
-            variant: None,
-            preamble: shard.preamble().to_vec(),
-            tensors: Vec::new(),
-            byte_len: shard.byte_len(),
-        });
+    let tensors: Vec<NewTensor> = source.tensors().iter().map(new_tensor).collect();
+    let names = file_names(source, &tensors, request);
+    let mut files: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (position, name) in names.iter().enumerate() {
+        files.entry(name).or_default().push(position);
     }
-    for (position, tensor) in checkpoint.tensors().iter().enumerate() {
-        let output = &mut plan.outputs[tensor.shard];
-        let range = checkpoint.entry(tensor).range.clone();
-        let target = Target { output: tensor.shard, tensor: output.tensors.len() };
-        output.tensors.push(OutputTensor {
-            name: tensor.name.clone(),
-            source: Some(tensor.name.clone()),
-            stored: Stored::Safetensors(tensor.dtype),
-            instead_of: None,
-            importance: None,
-            shape: tensor.shape.clone(),
-            padded_end: range.end,
-            range,
+    let mut targets = vec![Target { output: 0, tensor: 0 }; tensors.len()];
+    let mut same_files = request.max_shard_size.is_none();
+    for (output, (name, positions)) in files.iter().enumerate() {
+        let (preamble, ranges, byte_len) = match unchanged(source, positions, request) {
+            Some(shard) => {
+                let ranges = positions.iter().map(|i| source.tensors()[*i].range.clone()).collect();
+                (shard.preamble().to_vec(), ranges, shard.byte_len())
+            }
+            None => {
+                same_files = false;
+                let of_file: Vec<NewTensor> = positions.iter().map(|i| tensors[*i].clone()).collect();
+                let FileLayout { preamble, ranges, byte_len } =
+                    lay_out(&of_file).ok_or_else(|| Error::TooLarge { file: (*name).to_owned() })?;
+                (preamble, ranges, byte_len)
+            }
+        };
+        let of_output = positions.iter().zip(ranges).enumerate().map(|(tensor, (position, range))| {
+            targets[*position] = Target { output, tensor };
+            let NewTensor { name, dtype, shape } = tensors[*position].clone();
+            OutputTensor {
+                source: Some(name.clone()),
+                name,
+                stored: Stored::Safetensors(dtype),
+                instead_of: None,
+                importance: None,
+                shape,
+                padded_end: range.end,
+                range,
+            }
         });
-        plan.steps.push(Step { targets: vec![target], ..Step::copy(position, &tensor.shape) });
+        let tensors = of_output.collect();
+        plan.outputs.push(Output { file_name: (*name).to_owned(), variant: None, preamble, tensors, byte_len });
     }
-    Ok(plan)
+    for (position, tensor) in tensors.iter().enumerate() {
+        plan.steps.push(Step { targets: vec![targets[position]], ..Step::copy(position, &tensor.shape) });
+    }
+    let new_index = (!same_files).then(|| (files.len() > 1).then(|| index(&tensors, &names)));
+    let carried = Carried::beside(source, checkpoint, new_index)?;
+    let described = carried.iter().filter(|file| file.name() != INDEX_NAME);
+    plan.described_by = described.filter_map(|file| file.from().map(ToOwned::to_owned)).collect();
+    Ok(MergePlan { plan, carried })
+}
+
+fn new_tensor(tensor: &crate::SourceTensor) -> NewTensor {
+    let Stored::Safetensors(dtype) = tensor.stored else { unreachable!("a checkpoint's tensors are safetensors'") };
+    NewTensor { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() }
+}
+
+/// The file of each tensor.
+fn file_names(source: &Source, tensors: &[NewTensor], request: &MergeRequest) -> Vec<String> {
+    match request.max_shard_size {
+        Some(max) => {
+            let shards = shard(tensors, max);
+            let count = shards.last().map_or(1, |last| last + 1);
+            shards.into_iter().map(|i| shard_name(i, count)).collect()
+        }
+        None => {
+            let name = |file: &mlpack_fs::MappedFile| {
+                file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+            };
+            source.tensors().iter().map(|tensor| name(source.file(tensor))).collect()
+        }
+    }
+}
+
+/// The base's file, where these are its tensors and all keep dtype and shape.
+fn unchanged<'a>(
+    source: &'a Source,
+    positions: &[usize],
+    request: &MergeRequest,
+) -> Option<&'a mlpack_safetensors::SafetensorsFile> {
+    let in_place = positions.iter().all(|i| source.tensors()[*i].in_place);
+    let shard = source.tensors()[*positions.first()?].file;
+    source.checkpoint()?.shards().get(shard).filter(|_| in_place && request.max_shard_size.is_none())
 }
 
 /// Executes a merge plan into a directory that appears when it is complete: shards, index, config and tokenizer files.
 /// The carried files are among the outputs, after the shards.
 pub fn merge(
     source: &Source,
-    plan: &Plan,
+    plan: &MergePlan,
     out: AtomicDir,
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    let mut done = execute(source, plan, out.contents(), resources, progress)?;
-    if let Some(checkpoint) = source.checkpoint() {
-        done.outputs.extend(carry(checkpoint.dir(), out.contents())?);
+    let mut done = execute(source, &plan.plan, out.contents(), resources, progress)?;
+    for file in &plan.carried {
+        done.outputs.push(file.write(out.contents())?);
     }
     let dir = out.path().to_owned();
     out.seal()?;

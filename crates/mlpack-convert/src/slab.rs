@@ -4,6 +4,7 @@ use crate::gather::{Reader, Room};
 use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_fs::AtomicFile;
+use mlpack_lora::ChangeTally;
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 use std::sync::Mutex;
@@ -45,6 +46,7 @@ pub(crate) struct Work<'a> {
     pub plan: &'a Plan,
     pub files: &'a [AtomicFile],
     pub fidelity: Option<&'a Fidelity>,
+    pub tally: &'a ChangeTally,
 }
 
 /// Values on their way to the targets of a step.
@@ -68,7 +70,7 @@ impl Work<'_> {
             }
             Input::Tensors(gather) => {
                 let Scratch { room, floats, encoding } = scratch;
-                let reader = Reader::new(self.source, gather, step.row_len, true);
+                let reader = Reader::new(self.source, gather, step.row_len, true, Some(self.tally));
                 let bytes = reader.read(&slab.rows, room)?;
                 self.write_tensor(slab, &reader, bytes, floats, encoding)
             }

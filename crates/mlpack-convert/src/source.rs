@@ -1,20 +1,25 @@
 //! Open: a checkpoint with adapters laid over it, or a GGUF file, as one table of tensors in mapped files.
 
+use crate::describe::{Change, Changes};
 use crate::{Error, Stored};
 use mlpack_arch::{Families, Model};
-use mlpack_fs::{MappedFile, hash_file};
+use mlpack_fs::{MappedFile, Operation, read_bounded, write_atomic};
 use mlpack_gguf::GgufModel;
-use mlpack_lora::{Adapter, Overlay};
+use mlpack_lora::{Adapter, ChangeTally, MergeRoom, Overlay, OverlayOptions, Rows};
 use mlpack_safetensors::{Checkpoint, SafetensorsFile};
 use mlpack_tensor::Shape;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// The largest file of a description that is copied.
+const MAX_DESCRIPTION_LEN: u64 = 512 << 20;
 
 /// What is read. Only headers are in memory.
 #[derive(Debug)]
 pub struct Source {
     weights: Weights,
     tensors: Vec<SourceTensor>,
+    changed_files: Vec<Change>,
     /// What a person should know before relying on the result.
     pub warnings: Vec<String>,
 }
@@ -41,29 +46,29 @@ pub struct SourceTensor {
     pub file: usize,
     /// Its bytes, as offsets into that file.
     pub range: Range<u64>,
+    /// What adapters do to it, as an index into [`Overlay::targets`].
+    pub target: Option<usize>,
+    /// Whether its rows are those of the range. The rows of a tensor that adapters resize or add are not.
+    pub in_place: bool,
 }
 
 impl Source {
     /// Opens a checkpoint directory and lays adapters over it, each with its weight (1 for a plain merge).
-    pub fn open(base: &Path, adapters: &[(PathBuf, f64)]) -> Result<Source, Error> {
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint; or everything that is wrong with the adapters, together.
+    pub fn open(base: &Path, adapters: &[(PathBuf, f64)], options: &OverlayOptions) -> Result<Source, Error> {
         let checkpoint = Checkpoint::open(base)?;
         let adapters = adapters
             .iter()
             .map(|(dir, weight)| Ok((Adapter::open(dir)?, *weight)))
             .collect::<Result<Vec<_>, mlpack_lora::Error>>()?;
-        let overlay = Overlay::new(adapters, &checkpoint)?;
-        let mut warnings = Vec::new();
-        for (adapter, _) in overlay.adapters() {
-            warnings.extend(tokenizer_differences(base, adapter)?);
-        }
-        let tensors = checkpoint.tensors().iter().map(|tensor| SourceTensor {
-            name: tensor.name.clone(),
-            stored: Stored::Safetensors(tensor.dtype),
-            shape: tensor.shape.clone(),
-            file: tensor.shard,
-            range: checkpoint.entry(tensor).range.clone(),
-        });
-        Ok(Source { tensors: tensors.collect(), weights: Weights::Checkpoint(checkpoint, overlay), warnings })
+        let overlay = Overlay::new(adapters, &checkpoint, options)?;
+        let changes = Changes::new(&checkpoint, &overlay)?;
+        let warnings = overlay.notes().iter().cloned().chain(changes.notes).collect();
+        let tensors = overlaid(&checkpoint, &overlay);
+        let changed_files = changes.files;
+        Ok(Source { tensors, changed_files, weights: Weights::Checkpoint(checkpoint, overlay), warnings })
     }
 
     /// Opens a GGUF file, or the first of a split model's.
@@ -75,8 +80,11 @@ impl Source {
             shape: tensor.shape.clone(),
             file,
             range: tensor.range.clone(),
+            target: None,
+            in_place: true,
         });
-        Ok(Source { tensors: tensors.collect(), weights: Weights::Gguf(model), warnings: Vec::new() })
+        let tensors = tensors.collect();
+        Ok(Source { tensors, changed_files: Vec::new(), weights: Weights::Gguf(model), warnings: Vec::new() })
     }
 
     /// Opens the weights of an adapter as tensors of their own, in the order of the file.
@@ -91,10 +99,12 @@ impl Source {
                 shape: entry.shape.clone(),
                 file: 0,
                 range: entry.range.clone(),
+                target: None,
+                in_place: true,
             })
             .collect();
         tensors.sort_by_key(|tensor| tensor.range.start);
-        Ok(Source { tensors, weights: Weights::Adapter(file), warnings: Vec::new() })
+        Ok(Source { tensors, changed_files: Vec::new(), weights: Weights::Adapter(file), warnings: Vec::new() })
     }
 
     /// The tensors, file by file.
@@ -164,57 +174,124 @@ impl Source {
         matches!(self.weights, Weights::Adapter(_))
     }
 
-    /// How many adapters change the tensor at a position.
-    pub(crate) fn changes(&self, position: usize) -> &[mlpack_lora::Change] {
-        self.overlay().map_or(&[], |overlay| overlay.changes(position))
+    /// Files of the model's description that adapters change.
+    pub(crate) fn changed_files(&self) -> &[Change] {
+        &self.changed_files
     }
 
-    /// Rows of a checkpoint's tensor with the adapters' deltas added; arguments as [`Overlay::merge_rows`] has them.
+    /// Whether adapters change files of the model's description.
+    pub fn is_redescribed(&self) -> bool {
+        !self.changed_files.is_empty()
+    }
+
+    /// Makes a directory a description of the model as adapters leave it: links to the base's files, and the changed ones.
+    /// Weights are not among them.
+    ///
+    /// # Errors
+    /// When a file cannot be listed, linked or written.
+    pub fn describe_into(&self, dir: &Path) -> Result<(), Error> {
+        let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
+        let base = checkpoint.dir();
+        let list_error = |e| mlpack_fs::Error::io(Operation::List, base, e);
+        for entry in std::fs::read_dir(base).map_err(list_error)? {
+            let name = entry.map_err(list_error)?.file_name();
+            let changed = self.changed_files.iter().any(|file| *file.name == *name);
+            if changed || name.to_string_lossy().ends_with(".safetensors") {
+                continue;
+            }
+            let path = std::path::absolute(base.join(&name)).map_err(list_error)?;
+            let link = dir.join(name);
+            std::os::unix::fs::symlink(path, &link).map_err(|e| mlpack_fs::Error::io(Operation::Create, link, e))?;
+        }
+        for file in &self.changed_files {
+            match &file.text {
+                Some(text) => drop(write_atomic(&dir.join(&file.name), text.as_bytes())?),
+                None => drop(write_atomic(&dir.join(&file.name), &read_bounded(&file.from, MAX_DESCRIPTION_LEN)?)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that one of [`Source::describe_into`]'s is, or was made from.
+    pub fn origin_of(&self, path: &Path) -> PathBuf {
+        let name = path.file_name().unwrap_or_default();
+        let changed = self.changed_files.iter().find(|file| *file.name == *name).map(|file| file.from.clone());
+        changed.or_else(|| Some(self.checkpoint()?.dir().join(name))).unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Bytes that merging any rows of a tensor needs besides its slab.
+    pub(crate) fn fixed_byte_len(&self, position: usize) -> u64 {
+        let target = self.tensors[position].target;
+        self.overlay().zip(target).map_or(0, |(overlay, target)| overlay.fixed_byte_len(target))
+    }
+
+    /// Bytes that merging needs for each element of a slab, besides those of a single sum.
+    pub(crate) fn bytes_per_element(&self) -> u64 {
+        self.overlay().map_or(0, Overlay::bytes_per_element)
+    }
+
+    /// Rows of a tensor that adapters change; `row_len` elements each, which need not be those of the innermost dimension.
     pub(crate) fn merge_rows(
         &self,
         position: usize,
-        rows: &[u64],
-        base_rows: &[u8],
-        sum: &mut Vec<f64>,
+        rows: Rows<'_>,
+        room: &mut MergeRoom,
+        tally: Option<&ChangeTally>,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        match &self.weights {
-            Weights::Checkpoint(checkpoint, overlay) => {
-                Ok(overlay.merge_rows(position, &checkpoint.tensors()[position], rows, base_rows, sum, out)?)
-            }
-            Weights::Gguf(_) | Weights::Adapter(_) => unreachable!("adapters are laid over checkpoints alone"),
-        }
+        let (Weights::Checkpoint(checkpoint, overlay), Some(target)) = (&self.weights, self.tensors[position].target)
+        else {
+            unreachable!("the caller asks for a tensor that adapters change")
+        };
+        let base = overlay.targets()[target].base.map(|position| checkpoint.bytes(&checkpoint.tensors()[position]));
+        Ok(overlay.merge_rows(target, rows, base.unwrap_or_default(), room, tally, out)?)
     }
 }
 
-/// Opens the model that a checkpoint is: its architecture, config and tokenizer.
+/// The tensors of a checkpoint as adapters leave them: some have another shape, and new ones are in the file of the tensor
+/// that they start from, in the order of names.
+fn overlaid(checkpoint: &Checkpoint, overlay: &Overlay) -> Vec<SourceTensor> {
+    let tensor = |(position, tensor): (usize, &mlpack_safetensors::TensorInfo)| {
+        let target = overlay.target_of(position);
+        let shape = target.map_or(&tensor.shape, |target| &overlay.targets()[target].shape).clone();
+        SourceTensor {
+            name: tensor.name.clone(),
+            stored: Stored::Safetensors(tensor.dtype),
+            file: tensor.shard,
+            range: checkpoint.entry(tensor).range.clone(),
+            target,
+            in_place: shape == tensor.shape,
+            shape,
+        }
+    };
+    let mut tensors: Vec<SourceTensor> = checkpoint.tensors().iter().enumerate().map(tensor).collect();
+    for target in overlay.new_targets() {
+        let new = &overlay.targets()[target];
+        let file = new.base.map_or(checkpoint.shards().len() - 1, |position| checkpoint.tensors()[position].shard);
+        let before = tensors.partition_point(|t| (t.file, &t.name) < (file, &new.name));
+        let tensor = SourceTensor {
+            name: new.name.clone(),
+            stored: Stored::Safetensors(new.dtype),
+            shape: new.shape.clone(),
+            file,
+            range: 0..0,
+            target: Some(target),
+            in_place: false,
+        };
+        tensors.insert(before, tensor);
+    }
+    tensors
+}
+
+/// Opens the model that a checkpoint is: its architecture, config and tokenizer, from its own directory or from one that
+/// [`Source::describe_into`] made.
 ///
 /// # Errors
 /// [`Error::NotACheckpoint`] for a GGUF source, which describes itself.
-pub fn open_model(source: &Source, families: &Families) -> Result<Model, Error> {
+pub fn open_model(source: &Source, described: Option<&Path>, families: &Families) -> Result<Model, Error> {
     let Some(checkpoint) = source.checkpoint() else {
         let path = source.files().first().map(|file| file.path().to_owned()).unwrap_or_default();
         return Err(Error::NotACheckpoint { path });
     };
-    Ok(Model::open(checkpoint.dir(), families)?)
-}
-
-/// Tokenizer files that an adapter carries and that differ from the base's: the base's are used, so say so.
-fn tokenizer_differences(base: &Path, adapter: &Adapter) -> Result<Vec<String>, Error> {
-    const FILES: &[&str] = &["tokenizer.json", "tokenizer.model", "chat_template.jinja", "added_tokens.json"];
-    let mut warnings = Vec::new();
-    for name in FILES {
-        let theirs = adapter.dir().join(name);
-        if !theirs.is_file() {
-            continue;
-        }
-        let ours = base.join(name);
-        if !ours.is_file() || hash_file(&ours)?.0 != hash_file(&theirs)?.0 {
-            warnings.push(format!(
-                "adapter `{}` carries a {name} that differs from the base's; the base's is used",
-                adapter.dir().display()
-            ));
-        }
-    }
-    Ok(warnings)
+    Ok(Model::open(described.unwrap_or(checkpoint.dir()), families)?)
 }

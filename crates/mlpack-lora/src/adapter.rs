@@ -1,66 +1,95 @@
-//! An adapter directory: `adapter_config.json` and `adapter_model.safetensors`, as PEFT saves them.
+//! An adapter on disk: PEFT's directory, MLX's directory, or a single file of kohya's.
 
-use crate::{AdapterConfig, Error, Unmatched};
-use mlpack_safetensors::{Entry, SafetensorsFile};
+use crate::key::{Key, Role};
+use crate::matrix::{AdapterTensor, is_summable};
+use crate::weights::Weights;
+use crate::{AdapterConfig, Error, Method, Misfit, Unmatched};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const CONFIG_NAME: &str = "adapter_config.json";
-const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG_NAME: &str = "adapter_config.json";
 
-/// The prefix that PEFT puts before the module names of the base model.
-const PEFT_PREFIX: &str = "base_model.model.";
+/// Files that hold an adapter's weights, best first.
+const WEIGHTS_NAMES: &[&str] =
+    &["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "adapter_model.pt"];
 
-/// The two factors of one module.
-#[derive(Clone, Debug)]
-pub struct Pair {
-    /// The module's name in the base model, such as `model.layers.0.self_attn.q_proj`.
-    pub module: String,
-    /// A, of shape `[r, in]`.
-    pub a: Entry,
-    /// B, of shape `[out, r]`.
-    pub b: Entry,
-}
-
-/// An adapter on disk.
+/// An adapter whose headers are read.
 #[derive(Debug)]
 pub struct Adapter {
-    dir: PathBuf,
+    path: PathBuf,
+    config_path: Option<PathBuf>,
     config: AdapterConfig,
-    weights: SafetensorsFile,
-    pairs: Vec<Pair>,
-    unmatched: Vec<Unmatched>,
+    weights: Weights,
+    modules: BTreeMap<(String, usize), Module>,
+    repeated: Vec<Unmatched>,
 }
 
-/// Which factor a key names.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Factor {
-    A,
-    B,
-}
+/// The tensors of one module, as indices into the adapter's, by what they are.
+pub(crate) type Module = BTreeMap<Role, usize>;
 
 impl Adapter {
-    /// Opens an adapter directory; headers only.
-    pub fn open(dir: &Path) -> Result<Adapter, Error> {
+    /// Opens an adapter: a directory, or a file of weights with or without a config beside it. Headers only.
+    ///
+    /// # Errors
+    /// [`Error::NotAnAdapter`] and [`Error::DeepSpeed`] where there is nothing that can be read as one, the errors of
+    /// [`AdapterConfig::open`], and those of the weights' format.
+    pub fn open(path: &Path) -> Result<Adapter, Error> {
+        let not_an_adapter =
+            |missing| Error::NotAnAdapter { path: path.to_owned(), missing, found: what_is_there(path) };
+        let dir = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
         let config_path = dir.join(CONFIG_NAME);
-        let weights_path = dir.join(WEIGHTS_NAME);
-        for (path, missing) in [(&config_path, CONFIG_NAME), (&weights_path, WEIGHTS_NAME)] {
-            if !path.is_file() {
-                return Err(Error::NotAnAdapter { path: dir.to_owned(), missing, found: what_is_there(dir) });
+        let has_config = config_path.is_file();
+        let weights_path = if path.is_file() {
+            path.to_owned()
+        } else {
+            if let Some(found) = deepspeed(dir) {
+                return Err(Error::DeepSpeed { path: dir.to_owned(), found });
             }
-        }
-        let config = AdapterConfig::open(&config_path)?;
-        let weights = SafetensorsFile::open(&weights_path)?;
-        if weights.entries().is_empty() {
+            if !has_config {
+                return Err(not_an_adapter(CONFIG_NAME));
+            }
+            let found = WEIGHTS_NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+            found.ok_or_else(|| not_an_adapter(WEIGHTS_NAMES[0]))?
+        };
+        let config = if has_config { AdapterConfig::open(&config_path)? } else { AdapterConfig::kohya() };
+        let weights = Weights::open(&weights_path)?;
+        if weights.tensors().is_empty() {
             return Err(Error::Empty { path: weights_path });
         }
-        let (pairs, unmatched) = pair_up(weights.entries());
-        Ok(Adapter { dir: dir.to_owned(), config, weights, pairs, unmatched })
+        let (modules, repeated) = group(weights.tensors());
+        // State dicts have copies of what was trained whole; a copy says nothing else.
+        let tensors = weights.tensors();
+        let differs = |(copy, first): &(usize, usize)| {
+            let (a, b) = (&tensors[*copy], &tensors[*first]);
+            (a.dtype, &a.shape, &a.strides) != (b.dtype, &b.shape, &b.strides)
+                || weights.bytes(*copy) != weights.bytes(*first)
+        };
+        let name = |index: usize| tensors[index].name.clone();
+        let named = |(copy, first): (usize, usize)| Unmatched::Repeated { key: name(copy), first: name(first) };
+        let repeated = repeated.into_iter().filter(differs).map(named).collect();
+        let config_path = has_config.then_some(config_path);
+        let adapter = Adapter { path: path.to_owned(), config_path, config, weights, modules, repeated };
+        if !has_config
+            && !adapter.modules.values().any(|m| {
+                m.contains_key(&Role::A)
+                    || m.contains_key(&Role::HadaW1A)
+                    || m.contains_key(&Role::LokrW2)
+                    || m.contains_key(&Role::LokrW2A)
+            })
+        {
+            return Err(not_an_adapter(CONFIG_NAME));
+        }
+        Ok(adapter)
     }
 
-    /// The directory.
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of the files that belong to it.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.weights.path().parent().unwrap_or(Path::new(""))
     }
 
     /// The config.
@@ -68,81 +97,117 @@ impl Adapter {
         &self.config
     }
 
-    /// The weights file.
-    pub fn weights(&self) -> &SafetensorsFile {
-        &self.weights
+    /// The path of the weights file.
+    pub fn weights_path(&self) -> &Path {
+        self.weights.path()
     }
 
-    /// The files that decide the merged values.
-    pub fn files(&self) -> [PathBuf; 2] {
-        [self.dir.join(CONFIG_NAME), self.dir.join(WEIGHTS_NAME)]
+    /// The path of the config; a single file of kohya's has none.
+    pub fn config_path(&self) -> Option<&Path> {
+        self.config_path.as_deref()
     }
 
-    /// The complete pairs, in module order.
-    pub fn pairs(&self) -> &[Pair] {
-        &self.pairs
+    /// The tensors of the weights file.
+    pub fn tensors(&self) -> &[AdapterTensor] {
+        self.weights.tensors()
     }
 
-    /// Tensors that are half of a pair, or of no known form; an overlay refuses them.
-    pub fn unmatched(&self) -> &[Unmatched] {
-        &self.unmatched
+    /// The bytes of one of [`Adapter::tensors`], from its first element to its last.
+    pub fn bytes(&self, tensor: usize) -> &[u8] {
+        self.weights.bytes(tensor)
+    }
+
+    /// The tensors by module, in the order of names.
+    pub(crate) fn modules(&self) -> &BTreeMap<(String, usize), Module> {
+        &self.modules
+    }
+
+    /// Tensors that have the place of another one.
+    pub(crate) fn repeated(&self) -> &[Unmatched] {
+        &self.repeated
+    }
+
+    /// Tensors whose values cannot be added to anything: integers, NaN and infinity.
+    pub(crate) fn unusable(&self) -> Vec<Misfit> {
+        let mut misfits = Vec::new();
+        for (index, tensor) in self.tensors().iter().enumerate() {
+            let misfit = |expected: &str, found: String| Misfit {
+                key: tensor.name.clone(),
+                base: None,
+                expected: expected.to_owned(),
+                found,
+            };
+            if !is_summable(tensor.dtype) {
+                misfits.push(misfit("F32, F16, BF16, F64, F8_E4M3 or F8_E5M2", tensor.dtype.to_string()));
+            } else if let Some((place, value)) = first_not_finite(tensor, self.bytes(index)) {
+                misfits.push(misfit("finite values", format!("{value:?} at element {place}")));
+            }
+        }
+        misfits
+    }
+
+    /// What PEFT calls the config's kind, for messages.
+    pub(crate) fn is(&self, method: Method) -> bool {
+        self.config.method == method
     }
 }
 
-fn what_is_there(dir: &Path) -> String {
-    if !dir.exists() {
+fn first_not_finite(tensor: &AdapterTensor, bytes: &[u8]) -> Option<(usize, f64)> {
+    const PIECE: usize = 4096;
+    let size = tensor.dtype.byte_size() as usize;
+    let mut values = [0.0; PIECE];
+    for (i, piece) in bytes.chunks(PIECE * size).enumerate() {
+        let values = &mut values[..piece.len() / size];
+        crate::matrix::to_f64(tensor.dtype, piece, values);
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Some((i * PIECE + at, values[at]));
+        }
+    }
+    None
+}
+
+/// The shards of a training state that DeepSpeed's ZeRO leaves, where nothing else is there.
+fn deepspeed(dir: &Path) -> Option<String> {
+    if WEIGHTS_NAMES.iter().any(|name| dir.join(name).is_file()) {
+        return None;
+    }
+    let mut found: Vec<String> = std::fs::read_dir(dir)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| {
+            name.starts_with("global_step")
+                || name.starts_with("zero_pp_rank_")
+                || name.starts_with("bf16_zero_pp_rank_")
+                || name == "zero_to_fp32.py"
+        })
+        .collect();
+    found.sort();
+    found.into_iter().next()
+}
+
+fn what_is_there(path: &Path) -> String {
+    if !path.exists() {
         return "no such directory".to_owned();
     }
-    let candidates =
-        ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "config.json", "model.safetensors"];
-    let found: Vec<&str> = candidates.into_iter().filter(|name| dir.join(name).exists()).collect();
+    let candidates = [&[CONFIG_NAME][..], WEIGHTS_NAMES, &["config.json", "model.safetensors"][..]].concat();
+    let found: Vec<&str> = candidates.into_iter().filter(|name| path.join(name).exists()).collect();
     if found.is_empty() { "no adapter files".to_owned() } else { found.join(", ") }
 }
 
-fn pair_up(entries: &[Entry]) -> (Vec<Pair>, Vec<Unmatched>) {
-    let mut modules: BTreeMap<&str, (Option<&Entry>, Option<&Entry>)> = BTreeMap::new();
-    let mut unmatched = Vec::new();
-    for entry in entries {
-        let Some((module, factor)) = parse_key(&entry.name) else {
-            unmatched.push(Unmatched::UnknownForm { key: entry.name.clone(), nearest: None });
-            continue;
-        };
-        let slot = modules.entry(module).or_default();
-        let half = if factor == Factor::A { &mut slot.0 } else { &mut slot.1 };
-        match half {
-            // The same factor twice, under two spellings of the key.
-            Some(_) => unmatched.push(Unmatched::UnknownForm { key: entry.name.clone(), nearest: None }),
-            None => *half = Some(entry),
+/// The tensors by module, and those that have the place of an earlier one, each with that one.
+fn group(tensors: &[AdapterTensor]) -> (BTreeMap<(String, usize), Module>, Vec<(usize, usize)>) {
+    let mut modules: BTreeMap<(String, usize), Module> = BTreeMap::new();
+    let mut repeated = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        let key = Key::parse(&tensor.name);
+        // Only factors of nested wrappers are told apart by depth.
+        let depth = if matches!(key.role, Role::A | Role::B) { key.depth } else { 0 };
+        match modules.entry((key.module, depth)).or_default().entry(key.role) {
+            std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(index)),
+            std::collections::btree_map::Entry::Occupied(first) => repeated.push((index, *first.get())),
         }
     }
-    let mut pairs = Vec::new();
-    for (module, halves) in modules {
-        match halves {
-            (Some(a), Some(b)) => pairs.push(Pair { module: module.to_owned(), a: a.clone(), b: b.clone() }),
-            (Some(only), None) => unmatched.push(no_partner(only, "lora_A", "lora_B")),
-            (None, Some(only)) => unmatched.push(no_partner(only, "lora_B", "lora_A")),
-            (None, None) => unreachable!("a module is only entered with one of its halves"),
-        }
-    }
-    (pairs, unmatched)
-}
-
-fn no_partner(only: &Entry, has: &str, lacks: &str) -> Unmatched {
-    let at = only.name.rfind(has).expect("parse_key found the factor in the key");
-    let partner = format!("{}{lacks}{}", &only.name[..at], &only.name[at + has.len()..]);
-    Unmatched::NoPartner { key: only.name.clone(), partner }
-}
-
-/// The module and the factor that a key names: `[base_model.model.]MODULE.lora_A[.default].weight`. The adapter name
-/// between factor and `weight` is in files saved from a state dict instead of with `save_pretrained`.
-fn parse_key(key: &str) -> Option<(&str, Factor)> {
-    let stem = key.strip_prefix(PEFT_PREFIX).unwrap_or(key).strip_suffix(".weight")?;
-    let stem = stem.strip_suffix(".default").unwrap_or(stem);
-    let (module, factor) = match stem.strip_suffix(".lora_A") {
-        Some(module) => (module, Factor::A),
-        None => (stem.strip_suffix(".lora_B")?, Factor::B),
-    };
-    (!module.is_empty()).then_some((module, factor))
+    (modules, repeated)
 }
 
 #[cfg(test)]
@@ -150,33 +215,28 @@ mod tests {
     use super::*;
     use mlpack_tensor::{Dtype, Shape};
 
-    fn entry(name: &str) -> Entry {
-        Entry { name: name.to_owned(), dtype: Dtype::F32, shape: Shape::new(vec![1, 1]), range: 0..4 }
+    fn tensor(name: &str) -> AdapterTensor {
+        let shape = Shape::new(vec![1, 1]);
+        AdapterTensor { name: name.to_owned(), dtype: Dtype::F32, shape, strides: vec![1, 1], range: 0..4 }
     }
 
     #[test]
-    fn pairs_both_spellings_of_a_key() {
-        let entries = [
+    fn tensors_of_a_module_come_together_whatever_their_spelling() {
+        let tensors = [
             "base_model.model.m.x.lora_A.weight",
-            "base_model.model.m.x.lora_B.weight",
-            "m.y.lora_A.default.weight",
-            "m.y.lora_B.default.weight",
+            "m.x.lora_B.default.weight",
+            "base_model.model.m.x.lora_magnitude_vector",
         ]
-        .map(entry);
-        let (pairs, unmatched) = pair_up(&entries);
-        let modules: Vec<_> = pairs.iter().map(|p| p.module.as_str()).collect();
-        assert_eq!((modules, unmatched), (vec!["m.x", "m.y"], vec![]));
+        .map(tensor);
+        let (modules, repeated) = group(&tensors);
+        assert!(repeated.is_empty());
+        let module = Module::from([(Role::A, 0), (Role::B, 1), (Role::Magnitude, 2)]);
+        assert_eq!(modules, BTreeMap::from([(("m.x".to_owned(), 0), module)]));
     }
 
     #[test]
-    fn a_half_names_its_missing_partner_and_other_keys_are_unknown() {
-        let entries = ["base_model.model.m.x.lora_A.weight", "m.x.lora_magnitude_vector", "lm_head.weight"].map(entry);
-        let (pairs, unmatched) = pair_up(&entries);
-        assert!(pairs.is_empty());
-        assert!(unmatched.contains(&Unmatched::NoPartner {
-            key: "base_model.model.m.x.lora_A.weight".into(),
-            partner: "base_model.model.m.x.lora_B.weight".into()
-        }));
-        assert_eq!(unmatched.len(), 3);
+    fn the_same_factor_under_two_spellings_is_named() {
+        let (_, repeated) = group(&["base_model.model.m.x.lora_A.weight", "m.x.lora_A.default.weight"].map(tensor));
+        assert_eq!(repeated, [(1, 0)]);
     }
 }

@@ -1,9 +1,10 @@
 //! What can be wrong with an adapter, or between an adapter and a base.
 
+use crate::TorchProblem;
 use mlpack_fs::ErrorKind;
-use mlpack_tensor::{Dtype, Escaped, Shape};
+use mlpack_tensor::{Dtype, Escaped, join_limited};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Entries of a list that are shown before it is cut with a count.
 const SHOWN: usize = 10;
@@ -37,7 +38,7 @@ pub enum Error {
         reason: String,
     },
     /// A `peft_type` that this version does not merge.
-    #[error("cannot merge `{}`\n  peft_type: unknown or not handled\n  expected: LORA\n  found:    `{}`", path.display(), Escaped(found))]
+    #[error("cannot merge `{}`\n  peft_type: unknown or not handled\n  expected: LORA, LOHA, LOKR, IA3 or TRAINABLE_TOKENS\n  found:    `{}`", path.display(), Escaped(found))]
     PeftType {
         /// The config file.
         path: PathBuf,
@@ -68,6 +69,70 @@ pub enum Error {
         /// What the regex parser said.
         reason: String,
     },
+    /// A file of PyTorch's that cannot be read, or that would run something when PyTorch reads it.
+    #[error("cannot read `{}`: not a map of tensors as torch.save writes it\n  found:    {problem}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: TorchProblem,
+    },
+    /// The training state of DeepSpeed's ZeRO, whose tensors are in pieces.
+    #[error("cannot read `{}`: a DeepSpeed ZeRO checkpoint, whose tensors are in pieces\n  expected: adapter_model.safetensors\n  found:    {}", path.display(), Escaped(found))]
+    DeepSpeed {
+        /// The directory.
+        path: PathBuf,
+        /// One of its files.
+        found: String,
+    },
+    /// The base's weights are quantized.
+    #[error("cannot merge into a quantized base\n  `{}`: quantization_config\n  expected: weights in BF16, F16, F32 or FP8\n  found:    {}", path.display(), Escaped(method))]
+    QuantizedBase {
+        /// The base's config.
+        path: PathBuf,
+        /// `quant_method`.
+        method: String,
+    },
+    /// The base's config cannot be read.
+    #[error("cannot read `{}`: not a model config\n  found:    {reason}", path.display())]
+    BaseConfig {
+        /// The config.
+        path: PathBuf,
+        /// What the JSON parser said.
+        reason: String,
+    },
+    /// A base tensor that nothing can be merged into.
+    #[error("cannot merge into tensor `{}`\n  found:    {reason}", Escaped(tensor))]
+    Base {
+        /// The base tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// Modules of an adapter that change nothing: a factor is zero throughout.
+    #[error("cannot merge `{}`: {} of its {total} modules change nothing{}", path.display(), modules.len(), list_names(modules))]
+    Unchanged {
+        /// The weights file.
+        path: PathBuf,
+        /// The number of modules in the adapter.
+        total: usize,
+        /// The modules.
+        modules: Vec<String>,
+    },
+    /// Several independent problems.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))]
+    Several(Vec<Error>),
+    /// A way of combining adapters that does not exist.
+    #[error(
+        "cannot combine adapters by `{}` with density {density}\n  expected: sum, ties, dare or magnitude-prune, and a density above 0 and at most 1",
+        Escaped(name)
+    )]
+    Combine {
+        /// The way that was asked for.
+        name: String,
+        /// The share of elements that stays.
+        density: f64,
+    },
     /// The adapter holds no tensors.
     #[error("cannot merge `{}`: the adapter holds no tensors", path.display())]
     Empty {
@@ -85,7 +150,7 @@ pub enum Error {
         unmatched: Vec<Unmatched>,
     },
     /// Adapter tensors whose shapes do not fit the base, the adapter's other half, or the config.
-    #[error("cannot merge `{}`: it does not fit the base `{}`{}", path.display(), base.display(), list_misfits(misfits))]
+    #[error("cannot merge `{}`: {}{}", path.display(), does_not_fit(base, misfits), list_misfits(misfits))]
     Misfit {
         /// The weights file.
         path: PathBuf,
@@ -140,6 +205,22 @@ pub enum Unmatched {
         /// The tensor that should be there.
         partner: String,
     },
+    /// Several base tensors could be meant.
+    Ambiguous {
+        /// The adapter tensor.
+        key: String,
+        /// The base tensor that it asks for.
+        wanted: String,
+        /// Those whose names differ from that by a prefix that comes and goes.
+        candidates: Vec<String>,
+    },
+    /// Another tensor has its place.
+    Repeated {
+        /// The adapter tensor.
+        key: String,
+        /// The other one.
+        first: String,
+    },
     /// Its name is of no known form.
     UnknownForm {
         /// The adapter tensor.
@@ -154,18 +235,31 @@ pub enum Unmatched {
 pub struct Misfit {
     /// The adapter tensor.
     pub key: String,
-    /// The base tensor.
-    pub base: String,
+    /// The base tensor; `None` where no base would do.
+    pub base: Option<String>,
     /// The shape that would fit, and what it follows from.
     pub expected: String,
     /// The shape or dtype found.
     pub found: String,
 }
 
-impl Misfit {
-    pub(crate) fn shape(key: &str, base: &str, expected: String, found: &Shape) -> Misfit {
-        Misfit { key: key.to_owned(), base: base.to_owned(), expected, found: found.to_string() }
+fn does_not_fit(base: &Path, misfits: &[Misfit]) -> String {
+    if misfits.iter().all(|m| m.base.is_none()) {
+        return "its tensors cannot be used".to_owned();
     }
+    match base.as_os_str().is_empty() {
+        true => "it does not fit the base".to_owned(),
+        false => format!("it does not fit the base `{}`", base.display()),
+    }
+}
+
+fn list_names(names: &[String]) -> String {
+    let mut out = String::new();
+    for name in names.iter().take(SHOWN) {
+        let _ = write!(out, "\n  module `{}`", Escaped(name));
+    }
+    cut(&mut out, names.len());
+    out
 }
 
 fn list_unmatched(unmatched: &[Unmatched]) -> String {
@@ -176,8 +270,13 @@ fn list_unmatched(unmatched: &[Unmatched]) -> String {
                 (key, format!("no base tensor `{}`", Escaped(wanted)), nearest.as_deref())
             }
             Unmatched::NoPartner { key, partner } => (key, format!("its pair `{}` is missing", Escaped(partner)), None),
+            Unmatched::Ambiguous { key, wanted, candidates } => {
+                let candidates = join_limited(candidates.iter().map(String::as_str), SHOWN);
+                (key, format!("`{}` could be any of {candidates}", Escaped(wanted)), None)
+            }
+            Unmatched::Repeated { key, first } => (key, format!("`{}` has the same place", Escaped(first)), None),
             Unmatched::UnknownForm { key, nearest } => {
-                (key, "neither lora_A.weight nor lora_B.weight".to_owned(), nearest.as_deref())
+                (key, "no part of an adapter that is handled".to_owned(), nearest.as_deref())
             }
         };
         let _ = write!(out, "\n  key `{}`: {why}", Escaped(key));
@@ -192,14 +291,11 @@ fn list_unmatched(unmatched: &[Unmatched]) -> String {
 fn list_misfits(misfits: &[Misfit]) -> String {
     let mut out = String::new();
     for m in misfits.iter().take(SHOWN) {
-        let _ = write!(
-            out,
-            "\n  key `{}` on tensor `{}`\n    expected: {}\n    found:    {}",
-            Escaped(&m.key),
-            Escaped(&m.base),
-            m.expected,
-            m.found
-        );
+        let _ = write!(out, "\n  key `{}`", Escaped(&m.key));
+        if let Some(base) = &m.base {
+            let _ = write!(out, " on tensor `{}`", Escaped(base));
+        }
+        let _ = write!(out, "\n    expected: {}\n    found:    {}", m.expected, m.found);
     }
     cut(&mut out, misfits.len());
     out
@@ -217,11 +313,22 @@ impl Error {
         match self {
             Error::Fs(e) => e.kind(),
             Error::Safetensors(e) => e.kind(),
-            Error::NotAnAdapter { .. } | Error::Config { .. } | Error::Pattern { .. } | Error::Empty { .. } => {
-                ErrorKind::Malformed
+            Error::NotAnAdapter { .. }
+            | Error::Config { .. }
+            | Error::BaseConfig { .. }
+            | Error::Pattern { .. }
+            | Error::Torch { .. }
+            | Error::Empty { .. } => ErrorKind::Malformed,
+            Error::PeftType { .. }
+            | Error::Setting { .. }
+            | Error::DeepSpeed { .. }
+            | Error::QuantizedBase { .. }
+            | Error::Base { .. } => ErrorKind::Unsupported,
+            Error::Combine { .. } => ErrorKind::Misuse,
+            Error::Several(all) => all.first().map_or(ErrorKind::Mismatch, Error::kind),
+            Error::Unchanged { .. } | Error::Unmatched { .. } | Error::Misfit { .. } | Error::NotFinite { .. } => {
+                ErrorKind::Mismatch
             }
-            Error::PeftType { .. } | Error::Setting { .. } => ErrorKind::Unsupported,
-            Error::Unmatched { .. } | Error::Misfit { .. } | Error::NotFinite { .. } => ErrorKind::Mismatch,
             Error::Device { .. } => ErrorKind::Io,
         }
     }
@@ -232,6 +339,28 @@ impl Error {
             Error::Fs(e) => return e.hint().map(str::to_owned),
             Error::Safetensors(e) => return e.hint(),
             Error::NotAnAdapter { .. } => "give the directory that PEFT's save_pretrained wrote",
+            Error::Several(all) => return all.iter().find_map(Error::hint),
+            Error::Torch { problem: TorchProblem::Call(_), .. } => {
+                "do not open this file with PyTorch: it runs what it names; get the adapter as safetensors from its author"
+            }
+            Error::Torch { .. } => "save the adapter with save_pretrained, which writes adapter_model.safetensors",
+            Error::DeepSpeed { path, .. } => {
+                let dir = path.display();
+                return Some(format!(
+                    "consolidate it first: python {dir}/zero_to_fp32.py {dir} {dir}/consolidated --safe_serialization; or train with \
+                     stage3_gather_16bit_weights_on_model_save and give the directory that save_pretrained wrote"
+                ));
+            }
+            Error::QuantizedBase { .. } => {
+                "merge into the unquantized model that this one was made from, then quantize the result (mlpack convert --quant)"
+            }
+            Error::Unchanged { .. } => {
+                "these modules were not trained, or were saved before training; if that is meant, merge with --allow-empty"
+            }
+            Error::Setting { key: "init_lora_weights", .. } => {
+                "save the adapter again with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), which turns it \
+                 into a plain LoRA of the original base"
+            }
             Error::PeftType { .. } | Error::Setting { .. } => {
                 "merge this adapter with PEFT's merge_and_unload() and convert the merged directory"
             }

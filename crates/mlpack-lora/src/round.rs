@@ -27,8 +27,53 @@ pub fn round_to(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<(), NotF
         Dtype::F32 => each(values, out, |v| (v as f32).to_le_bytes(), |v| (v as f32).is_finite()),
         Dtype::F16 => each(values, out, |v| to_f16(v).to_le_bytes(), |v| half::f16::from_bits(to_f16(v)).is_finite()),
         Dtype::BF16 => round_to_bf16(values, out),
+        Dtype::F8_E4M3 => each(values, out, |v| [to_f8(v, E4M3)], f64::is_finite),
+        Dtype::F8_E5M2 => each(values, out, |v| [to_f8(v, E5M2)], f64::is_finite),
         other => panic!("{other} is not a float dtype"),
     }
+}
+
+/// The same for values that are stored divided by a scale: `scale` gives that of an element.
+///
+/// # Errors
+/// The first element whose value is not finite.
+///
+/// # Panics
+/// As [`round_to`].
+pub fn round_scaled(
+    dtype: Dtype,
+    values: &[f64],
+    out: &mut [u8],
+    scale: impl Fn(usize) -> f64,
+) -> Result<(), NotFinite> {
+    let scaled: Vec<f64> = values.iter().enumerate().map(|(i, v)| v / scale(i)).collect();
+    round_to(dtype, &scaled, out).map_err(|wrong| NotFinite { value: values[wrong.index], ..wrong })
+}
+
+/// A format of eight bits: mantissa bits, exponent bias, and the largest finite value's bits.
+#[derive(Clone, Copy)]
+struct Small {
+    mantissa: u32,
+    bias: i32,
+    largest: u8,
+}
+
+/// OCP FP8, revision 1.0.
+const E4M3: Small = Small { mantissa: 3, bias: 7, largest: 0x7e };
+const E5M2: Small = Small { mantissa: 2, bias: 15, largest: 0x7b };
+
+/// The nearest, ties to even; what lies beyond the largest finite value becomes that value, as PEFT has it.
+fn to_f8(v: f64, format: Small) -> u8 {
+    let sign = if v.is_sign_negative() { 0x80 } else { 0 };
+    // The exponent of the last bit: that of the value's own binade, but not below the subnormals'.
+    let exponent = ((v.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(1 - format.bias);
+    let unit = exponent - format.mantissa as i32;
+    // Exact: a power of two, and what is too small for float64 is far below half a unit.
+    let units = (v.abs() * 2f64.powi(-unit)).round_ties_even();
+    // A carry into the next binade is the right bits too, because exponent and mantissa are one number.
+    let binade = ((exponent + format.bias - 1) as u64) << format.mantissa;
+    let bits = binade as f64 + units;
+    sign | if bits > f64::from(format.largest) { format.largest } else { bits as u8 }
 }
 
 /// The common case of [`to_bf16`] without branches, in groups that a compiler turns into vectors; a group with a value
@@ -185,6 +230,27 @@ mod tests {
     fn f16_is_the_nearest_with_ties_to_even() {
         for v in values().into_iter().filter(|v| v.abs() < 65_504.0) {
             assert_eq!(to_f16(v), nearest(v, |b| half::f16::from_bits(b).to_f64()), "{v:e}");
+        }
+    }
+
+    #[test]
+    fn fp8_is_the_nearest_with_ties_to_even_and_saturates() {
+        for (dtype, format) in [(Dtype::F8_E4M3, E4M3), (Dtype::F8_E5M2, E5M2)] {
+            let decode = |bits: u8| {
+                let mut out = [0.0];
+                crate::matrix::to_f64(dtype, &[bits], &mut out);
+                out[0]
+            };
+            for v in values() {
+                let rounded = to_f8(v, format);
+                let distance = |bits: u8| (decode(bits) - v.abs()).abs();
+                let best = (0..=format.largest)
+                    .min_by(|a, b| distance(*a).total_cmp(&distance(*b)).then((a & 1).cmp(&(b & 1))))
+                    .unwrap();
+                assert_eq!(rounded & 0x7f, best, "{v:e}");
+                assert_eq!(rounded & 0x80 != 0, v.is_sign_negative());
+            }
+            assert_eq!(to_f8(1e9, format), format.largest);
         }
     }
 

@@ -1,4 +1,5 @@
-//! Reads Hugging Face checkpoints: single safetensors files, and directories of shards with or without an index.
+//! Reads Hugging Face checkpoints: single safetensors files, and directories of shards with or without an index; lays out
+//! new ones.
 //!
 //! [`SafetensorsFile`] is one file with a checked header; [`Checkpoint`] is a model directory as a set of named
 //! tensors. Opening reads headers only; weights stay in the map until somebody asks for a range.
@@ -21,7 +22,9 @@
 mod checkpoint;
 mod error;
 mod file;
+mod layout;
 
 pub use checkpoint::{Checkpoint, INDEX_NAME, TensorInfo};
 pub use error::{Error, TensorProblem};
 pub use file::{Entry, SafetensorsFile};
+pub use layout::{FileLayout, NewTensor, index, lay_out, shard, shard_name};

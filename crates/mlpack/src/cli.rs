@@ -69,9 +69,31 @@ pub struct SourceArgs {
     /// Adapter directory (PEFT), with its weight if that is not 1; repeat for several
     #[arg(short, long = "adapter", value_name = "ADAPTER[=WEIGHT]")]
     pub adapters: Vec<String>,
+    #[command(flatten)]
+    pub merging: MergingArgs,
     /// Training run of the adapters: mlflow.db#RUN_ID or a trainer_state.json [default: the one beside the adapter]
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
+}
+
+/// How adapters are laid over the base.
+#[derive(Clone, Debug, Args)]
+pub struct MergingArgs {
+    /// Accept adapters, or modules of them, that change nothing
+    #[arg(long)]
+    pub allow_empty: bool,
+    /// How several adapters become one: sum, ties, dare or magnitude-prune, on full deltas
+    #[arg(long, value_name = "HOW", default_value = "sum")]
+    pub combine: String,
+    /// The share of each delta's elements that stays, for ties, dare and magnitude-prune
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub density: f64,
+    /// Where the coins of dare begin
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Write what each adapter changed, tensor by tensor, as JSON, and show it
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
 }
 
 /// What a run may use.
@@ -111,6 +133,9 @@ pub struct MergeArgs {
     /// Output directory
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+    /// The most bytes of a weights file, such as 5GB; the model is cut anew [default: the base's files]
+    #[arg(long, value_name = "SIZE")]
+    pub max_shard_size: Option<String>,
     #[command(flatten)]
     pub resources: ResourceArgs,
 }

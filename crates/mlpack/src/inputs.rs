@@ -1,10 +1,11 @@
 //! From what was typed to what the libraries take.
 
-use crate::cli::{QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs};
+use crate::cli::{MergingArgs, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs};
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    FileType, Imatrix, Importance, Limits, QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
+    Combine, FileType, Imatrix, Importance, Limits, OverlayOptions, QuantizeOptions, Resources, Split, TensorType,
+    parse_override, parse_type,
 };
 use mlpack_fs::read_to_string_bounded;
 use mlpack_tensor::GgmlType;
@@ -31,6 +32,27 @@ pub fn adapter(text: &str) -> anyhow::Result<(PathBuf, f64)> {
 
 pub fn adapters(args: &SourceArgs) -> anyhow::Result<Vec<(PathBuf, f64)>> {
     args.adapters.iter().map(|text| adapter(text)).collect()
+}
+
+/// How adapters are laid over the base.
+pub fn overlay(args: &MergingArgs) -> anyhow::Result<OverlayOptions> {
+    let combine = Combine::parse(&args.combine, args.density, args.seed).map_err(mlpack_convert::Error::from)?;
+    Ok(OverlayOptions { allow_empty: args.allow_empty, combine })
+}
+
+/// What was asked of the merging, as a statement says it: only what is not the default.
+pub fn merging_parameters(args: &MergingArgs) -> serde_json::Map<String, serde_json::Value> {
+    let mut parameters = serde_json::Map::new();
+    if args.allow_empty {
+        parameters.insert("allow_empty".to_owned(), true.into());
+    }
+    if args.combine != "sum" {
+        parameters.insert("combine".to_owned(), args.combine.clone().into());
+        // A statement spells fractions as text, which no reader rounds.
+        parameters.insert("density".to_owned(), args.density.to_string().into());
+        parameters.insert("seed".to_owned(), args.seed.into());
+    }
+    parameters
 }
 
 /// A number of bytes with an optional unit: powers of 1024 with `i` (MiB), of 1000 without (MB).

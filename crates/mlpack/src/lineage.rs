@@ -32,11 +32,13 @@ pub fn dependencies(
         dependencies.push(Dependency::file(role, &path, sha256));
     }
     for ((adapter, weight), run) in adapters.iter().zip(runs) {
-        let [config, weights] = adapter.files();
-        let (sha256, _) = hash_file(&weights)?;
-        dependencies.push(Dependency::file(Role::Adapter, &weights, sha256).annotate("weight", weight.to_string()));
-        dependencies.push(Dependency::file(Role::Config, &config, hash_file(&config)?.0));
-        dependencies.push(store.record_run(run, &[Artifact::file(&weights, sha256)])?);
+        let weights = adapter.weights_path();
+        let (sha256, _) = hash_file(weights)?;
+        dependencies.push(Dependency::file(Role::Adapter, weights, sha256).annotate("weight", weight.to_string()));
+        if let Some(config) = adapter.config_path() {
+            dependencies.push(Dependency::file(Role::Config, config, hash_file(config)?.0));
+        }
+        dependencies.push(store.record_run(run, &[Artifact::file(weights, sha256)])?);
     }
     if let Some(importance) = &plan.importance {
         dependencies.push(Dependency::file(Role::Imatrix, importance.path(), *importance.sha256()));

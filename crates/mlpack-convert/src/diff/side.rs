@@ -91,7 +91,7 @@ impl<'a> Side<'a> {
                 Ok(())
             }
             Input::Tensors(gather) => {
-                let reader = Reader::new(self.source, gather, row_len, false);
+                let reader = Reader::new(self.source, gather, row_len, false, None);
                 let stored = reader.stored();
                 decode(tensor, stored, reader.read(rows, room)?, floats)?;
                 apply(gather.values, stored.dtype(), floats);

@@ -147,8 +147,8 @@ fn change_tokenizer(dir: &Path, golden: &Value) {
 
 /// The digests of the files that a checkpoint becomes, in the order of [`VARIANTS`].
 fn converted(dir: &Path, name: &str, resources: &Resources) -> Result<Vec<String>, Error> {
-    let source = Source::open(dir, &[])?;
-    let model = open_model(&source, &Families::builtin())?;
+    let source = Source::open(dir, &[], &Default::default())?;
+    let model = open_model(&source, None, &Families::builtin())?;
     let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
     let options = QuantizeOptions::default();
     let plan = plan_gguf(
@@ -207,8 +207,8 @@ fn adapter(dir: &Path, golden: &Value, modules: &[&str]) {
 
 /// The GGUF tensors of a plan's outputs: everything behind the metadata, which names the model.
 fn tensor_bytes(dir: &Path, adapters: &[(PathBuf, f64)], resources: &Resources) -> Vec<Vec<u8>> {
-    let source = Source::open(dir, adapters).unwrap();
-    let model = open_model(&source, &Families::builtin()).unwrap();
+    let source = Source::open(dir, adapters, &Default::default()).unwrap();
+    let model = open_model(&source, None, &Families::builtin()).unwrap();
     let variants: Vec<FileType> = VARIANTS.iter().map(|(_, variant)| *variant).collect();
     let options = QuantizeOptions::default();
     let request = GgufRequest { name: "m", variants: &variants, pre: None, options: &options, split: Split::default() };
@@ -236,8 +236,8 @@ fn deltas_are_added_before_the_transforms() {
         checkpoint(&base, &golden, 1);
         adapter(&lora, &golden, modules);
         let adapters = [(lora, 1.0)];
-        let source = Source::open(&base, &adapters).unwrap();
-        let plan = crate::plan_merge(&source).unwrap();
+        let source = Source::open(&base, &adapters, &Default::default()).unwrap();
+        let plan = crate::plan_merge(&source, &Default::default()).unwrap();
         let out = mlpack_fs::AtomicDir::create(&merged).unwrap();
         crate::merge(&source, &plan, out, &Resources::default(), &|_| {}).unwrap();
         let plain = tensor_bytes(&base, &[], &Resources::default());
@@ -254,8 +254,8 @@ fn stacks_of_several_shards_are_written_where_their_last_member_is() {
     let golden = golden("Mixtral-tiny-8x");
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), &golden, 5);
-    let source = Source::open(dir.path(), &[]).unwrap();
-    let model = open_model(&source, &Families::builtin()).unwrap();
+    let source = Source::open(dir.path(), &[], &Default::default()).unwrap();
+    let model = open_model(&source, None, &Families::builtin()).unwrap();
     let options = QuantizeOptions::default();
     let request =
         GgufRequest { name: "m", variants: &[FileType::F16], pre: None, options: &options, split: Split::default() };

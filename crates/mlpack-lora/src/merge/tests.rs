@@ -1,22 +1,193 @@
-//! The merge of a real adapter, element by element, against a reference with twice the precision.
+//! Merges against PEFT's own, run in float64 on tiny models (fixtures/lora), and of a real adapter against a reference with
+//! twice the precision.
 
 use super::*;
-use crate::Adapter;
+use crate::delta::{Delta, Operand};
+use crate::{Adapter, OverlayOptions};
+use mlpack_fs::Sha256;
 use mlpack_safetensors::Checkpoint;
+use mlpack_tensor::Dtype;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/legal-qa").join(name)
+fn fixtures(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
-fn merge(base: &Checkpoint, overlay: &Overlay, position: usize, rows: &[u64]) -> Vec<u8> {
-    let tensor = &base.tensors()[position];
-    let row_byte_len = (tensor.shape.row_len() * tensor.dtype.byte_size()) as usize;
-    let base_rows: Vec<u8> =
-        rows.iter().flat_map(|&r| &base.bytes(tensor)[r as usize * row_byte_len..][..row_byte_len]).copied().collect();
-    let mut out = vec![0; base_rows.len()];
-    overlay.merge_rows(position, tensor, rows, &base_rows, &mut Vec::new(), &mut out).unwrap();
-    out
+/// A base, what is laid over it, and the directory that they are in.
+struct Laid {
+    base: Checkpoint,
+    overlay: Overlay,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Laid {
+    fn legal_qa(weight: f64) -> Laid {
+        let base = Checkpoint::open(&fixtures("legal-qa/kjv-llama")).unwrap();
+        let adapter = Adapter::open(&fixtures("legal-qa/legal-qa-lora")).unwrap();
+        let overlay = Overlay::new(vec![(adapter, weight)], &base, &OverlayOptions::default()).unwrap();
+        Laid { base, overlay, _dir: None }
+    }
+
+    /// A golden's base and adapter, made again from the names of their tensors.
+    fn golden(golden: &Value) -> Laid {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, adapter) = (dir.path().join("base"), dir.path().join("adapter"));
+        std::fs::create_dir(&base).unwrap();
+        std::fs::create_dir(&adapter).unwrap();
+        write_file(&base.join("model.safetensors"), &golden["base"]);
+        if !golden["config"].is_null() {
+            std::fs::write(base.join("config.json"), golden["config"].to_string()).unwrap();
+        }
+        write_file(&adapter.join("adapter_model.safetensors"), &golden["adapter"]);
+        std::fs::write(adapter.join("adapter_config.json"), golden["adapter_config"].to_string()).unwrap();
+        let base = Checkpoint::open(&base).unwrap();
+        let adapter = Adapter::open(&adapter).unwrap();
+        let overlay = Overlay::new(vec![(adapter, 1.0)], &base, &OverlayOptions::default());
+        Laid { base, overlay: overlay.unwrap_or_else(|e| panic!("{e}")), _dir: Some(dir) }
+    }
+
+    fn target(&self, name: &str) -> usize {
+        self.overlay.targets().iter().position(|t| t.name == name).unwrap()
+    }
+
+    fn base_bytes(&self, target: usize) -> &[u8] {
+        let base = self.overlay.targets()[target].base;
+        base.map_or(&[], |position| self.base.bytes(&self.base.tensors()[position]))
+    }
+
+    fn rows(&self, target: usize, numbers: &[u64], row_len: u64) -> Vec<u8> {
+        let size = self.overlay.targets()[target].dtype.byte_size();
+        let mut out = vec![0; numbers.len() * (row_len * size) as usize];
+        let (rows, mut room) = (Rows { numbers, row_len }, MergeRoom::default());
+        self.overlay.merge_rows(target, rows, self.base_bytes(target), &mut room, None, &mut out).unwrap();
+        out
+    }
+
+    fn whole(&self, target: usize) -> Vec<u8> {
+        let shape = &self.overlay.targets()[target].shape;
+        let numbers: Vec<u64> = (0..shape.row_count().unwrap()).collect();
+        self.rows(target, &numbers, shape.row_len())
+    }
+}
+
+/// The values that fixtures/lora/make.py gives a tensor of that name.
+fn values(name: &str, count: u64) -> Vec<f32> {
+    // A state dict's copy of a parameter.
+    let name = name.replace(".modules_to_save.", ".");
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let value = |i: u64| {
+        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i + 1));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let value = ((z >> 40) as f64 / 8_388_608.0 - 1.0) as f32;
+        let around_one = name.contains("ia3_l") || name.contains("magnitude");
+        if around_one { (1.0 + f64::from(value) / 4.0) as f32 } else { value }
+    };
+    (0..count).map(value).collect()
+}
+
+/// A safetensors file of tensors with the given dtypes and shapes.
+fn write_file(path: &Path, tensors: &Value) {
+    let (mut entries, mut data) = (Vec::new(), Vec::new());
+    for (name, described) in tensors.as_object().unwrap() {
+        let (dtype, dims) = (described[0].as_str().unwrap(), &described[1]);
+        let count = dims.as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
+        let start = data.len();
+        for value in values(name, count) {
+            match Dtype::from_name(dtype).unwrap() {
+                Dtype::F32 => data.extend(value.to_le_bytes()),
+                Dtype::BF16 => data.extend(half::bf16::from_f32(value).to_le_bytes()),
+                Dtype::F16 => data.extend(half::f16::from_f32(value).to_le_bytes()),
+                other => panic!("{other}"),
+            }
+        }
+        entries
+            .push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{dims},"data_offsets":[{start},{}]}}"#, data.len()));
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Compares every tensor with the golden: those that change by digest, and that no other is touched.
+fn check(case: &str) {
+    let path = fixtures("lora").join(format!("{case}.json"));
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let laid = Laid::golden(&golden);
+    let merged = golden["merged"].as_object().unwrap();
+    let mut compared = 0;
+    for (name, theirs) in merged {
+        // transformers also writes parameters that the base's file has under another name, such as a tied head.
+        let Some(target) = laid.overlay.targets().iter().position(|t| t.name == *name) else {
+            assert_eq!(theirs["changed"], false, "{case}: {name} is not touched");
+            continue;
+        };
+        let shape: Vec<u64> = theirs["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect();
+        assert_eq!(laid.overlay.targets()[target].shape.dims(), shape, "{case}: {name}");
+        let ours = laid.whole(target);
+        assert_eq!(
+            theirs["sha256"],
+            Sha256::of(&ours).to_string(),
+            "{case}: {name} {:?}",
+            laid.overlay.targets()[target].kinds()
+        );
+        compared += 1;
+    }
+    assert_eq!(compared, laid.overlay.targets().len(), "{case}: a target that PEFT's result does not have");
+    assert!(compared > 0, "{case}");
+    // A head that is no longer the embedding is worth a word.
+    assert_eq!(
+        laid.overlay.notes().len(),
+        usize::from(case == "vocabulary-tied"),
+        "{case}: {:?}",
+        laid.overlay.notes()
+    );
+}
+
+#[test]
+fn every_kind_of_adapter_is_pefts_own_merge_in_float64_rounded_once() {
+    let mut cases: Vec<String> = std::fs::read_dir(fixtures("lora"))
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
+        .collect();
+    cases.sort();
+    assert!(cases.len() >= 36, "{cases:?}");
+    let failed: Vec<&String> = cases.iter().filter(|case| std::panic::catch_unwind(|| check(case)).is_err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn slabs_and_row_order_do_not_change_a_bit_of_any_kind() {
+    for case in ["dora", "dora-conv1d-layers", "convolutions", "lokr", "loha-convolutions", "experts-transposed", "ia3"]
+    {
+        let path = fixtures("lora").join(format!("{case}.json"));
+        let laid = Laid::golden(&serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap());
+        for target in 0..laid.overlay.targets().len() {
+            let shape = laid.overlay.targets()[target].shape.clone();
+            let (numbers, row_len): (Vec<u64>, u64) = ((0..shape.row_count().unwrap()).collect(), shape.row_len());
+            let whole = laid.whole(target);
+            let row_byte_len = whole.len() / numbers.len();
+            for slab in [1, 3, 7] {
+                let pieces: Vec<u8> = numbers.chunks(slab).flat_map(|n| laid.rows(target, n, row_len)).collect();
+                assert!(pieces == whole, "{case}: {} in slabs of {slab}", laid.overlay.targets()[target].name);
+            }
+            let reversed: Vec<u64> = numbers.iter().rev().copied().collect();
+            let back: Vec<u8> =
+                laid.rows(target, &reversed, row_len).rchunks(row_byte_len).flatten().copied().collect();
+            assert!(back == whole, "{case}: {} backwards", laid.overlay.targets()[target].name);
+            // The elements of a vector one by one.
+            if shape.rank() == 1 {
+                let elements: Vec<u64> = (0..row_len).collect();
+                assert!(laid.rows(target, &elements, 1) == whole, "{case}");
+            }
+        }
+    }
 }
 
 /// A sum as an unevaluated pair of float64, about 106 bits (Knuth's TwoSum).
@@ -46,28 +217,27 @@ impl Wide {
 
 #[test]
 fn no_merged_element_of_the_legal_qa_adapter_is_off() {
-    let base = Checkpoint::open(&fixture("kjv-llama")).unwrap();
-    let overlay = Overlay::new(vec![(Adapter::open(&fixture("legal-qa-lora")).unwrap(), 1.0)], &base).unwrap();
+    let laid = Laid::legal_qa(1.0);
     let mut elements = 0;
-    for position in overlay.changed() {
-        let tensor = &base.tensors()[position];
-        let rows: Vec<u64> = (0..tensor.shape.dims()[0]).collect();
-        let merged = merge(&base, &overlay, position, &rows);
-        let [change] = overlay.changes(position) else { panic!("one adapter") };
-        let weights = overlay.adapters()[0].0.weights();
-        let floats = |entry: &Entry| -> Vec<f64> {
-            weights.bytes(entry).as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+    for (i, target) in laid.overlay.targets().iter().enumerate() {
+        let merged = laid.whole(i);
+        let [part] = &target.parts[..] else { panic!("one adapter") };
+        let Form::Add { delta: Delta::Plain(Operand::Product(left, right)), scale } = &part.form else {
+            panic!("a plain LoRA")
         };
-        let (a, b) = (floats(&change.pair.a), floats(&change.pair.b));
-        let (cols, rank) = (tensor.shape.row_len() as usize, change.pair.a.shape.dims()[0] as usize);
-        assert_eq!(change.scale, 2.0, "a power of two, so scaling a product is exact");
-        for (i, (bytes, base)) in
-            merged.as_chunks::<2>().0.iter().zip(base.bytes(tensor).as_chunks::<2>().0).enumerate()
-        {
+        let adapter = &laid.overlay.adapters()[0].0;
+        let floats = |m: &Matrix| -> Vec<f64> {
+            adapter.bytes(m.tensor).as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+        };
+        let (a, b) = (floats(right), floats(left));
+        let (cols, rank) = (target.shape.row_len() as usize, right.rows as usize);
+        assert_eq!(*scale, 2.0, "a power of two, so scaling a product is exact");
+        let base = laid.base_bytes(i).as_chunks::<2>().0;
+        for (i, (bytes, base)) in merged.as_chunks::<2>().0.iter().zip(base).enumerate() {
             let (row, col) = (i / cols, i % cols);
             let w = f64::from(half::bf16::from_le_bytes(*base).to_f32());
             let exact = (0..rank).fold(Wide(w, 0.0), |s, k| s.add(2.0 * b[row * rank + k] * a[k * cols + col]));
-            assert_eq!(u16::from_le_bytes(*bytes), exact.to_bf16(), "{} [{row}, {col}]", tensor.name);
+            assert_eq!(u16::from_le_bytes(*bytes), exact.to_bf16(), "{} [{row}, {col}]", target.name);
         }
         elements += merged.len() / 2;
     }
@@ -75,31 +245,30 @@ fn no_merged_element_of_the_legal_qa_adapter_is_off() {
 }
 
 #[test]
-fn slabs_and_row_order_do_not_change_a_bit() {
-    let base = Checkpoint::open(&fixture("kjv-llama")).unwrap();
-    let overlay = Overlay::new(vec![(Adapter::open(&fixture("legal-qa-lora")).unwrap(), 0.7)], &base).unwrap();
-    let position = base.position("model.layers.1.mlp.down_proj.weight").unwrap();
-    let rows: Vec<u64> = (0..256).collect();
-    let whole = merge(&base, &overlay, position, &rows);
+fn slabs_and_row_order_of_a_weighted_merge_do_not_change_a_bit() {
+    let laid = Laid::legal_qa(0.7);
+    let target = laid.target("model.layers.1.mlp.down_proj.weight");
+    let row_len = laid.overlay.targets()[target].shape.row_len();
+    let numbers: Vec<u64> = (0..256).collect();
+    let whole = laid.rows(target, &numbers, row_len);
     for slab in [1, 7, 100] {
-        let pieces: Vec<u8> = rows.chunks(slab).flat_map(|r| merge(&base, &overlay, position, r)).collect();
+        let pieces: Vec<u8> = numbers.chunks(slab).flat_map(|n| laid.rows(target, n, row_len)).collect();
         assert!(pieces == whole, "slabs of {slab} rows");
     }
-    let reversed: Vec<u64> = rows.iter().rev().copied().collect();
-    let row_byte_len = whole.len() / 256;
-    let back: Vec<u8> = merge(&base, &overlay, position, &reversed).rchunks(row_byte_len).flatten().copied().collect();
-    assert!(back == whole);
 }
 
 #[test]
 fn an_adapter_of_another_base_is_refused_with_every_shape() {
-    let base = Checkpoint::open(&fixture("kjv-llama")).unwrap();
+    let base = Checkpoint::open(&fixtures("legal-qa/kjv-llama")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::copy(fixture("legal-qa-lora/adapter_model.safetensors"), dir.path().join("adapter_model.safetensors"))
-        .unwrap();
+    std::fs::copy(
+        fixtures("legal-qa/legal-qa-lora/adapter_model.safetensors"),
+        dir.path().join("adapter_model.safetensors"),
+    )
+    .unwrap();
     std::fs::write(dir.path().join("adapter_config.json"), r#"{"peft_type":"LORA","r":4,"lora_alpha":8}"#).unwrap();
     let adapter = Adapter::open(dir.path()).unwrap();
-    match Overlay::new(vec![(adapter, 1.0)], &base) {
+    match Overlay::new(vec![(adapter, 1.0)], &base, &OverlayOptions::default()) {
         Err(Error::Misfit { misfits, .. }) => assert_eq!(misfits.len(), 24, "A and B of 12 modules"),
         other => panic!("{other:?}"),
     }

@@ -1,12 +1,13 @@
 //! `mlpack check`
 
 use super::convert::type_counts;
+use super::described::Described;
 use crate::cli::{CheckArgs, Format};
 use crate::exit::Exit;
 use crate::inputs;
 use crate::show::{Show, bytes, table};
 use anyhow::bail;
-use mlpack_convert::{GgufRequest, Output, Plan, QuantizeRequest, Source, open_model, plan_gguf, plan_quantize};
+use mlpack_convert::{GgufRequest, Output, Plan, QuantizeRequest, Source, plan_gguf, plan_quantize};
 use mlpack_tensor::{Escaped, MetaValue};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -36,8 +37,9 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
     } else {
         let name = inputs::output_name(&args.target, &args.source, &adapters)?;
         let families = inputs::families(&args.target.arch_file)?;
-        let source = Source::open(model, &adapters)?;
-        let described = open_model(&source, &families)?;
+        let source = Source::open(model, &adapters, &inputs::overlay(&args.source.merging)?)?;
+        let files = Described::new(&source)?;
+        let described = files.open(&source, &families)?;
         let pre = args.target.pre.as_deref();
         let split = inputs::split(&args.target)?;
         let request = GgufRequest { name: &name, variants: &variants, pre, options: &options, split };
@@ -66,7 +68,7 @@ fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option
             "adapter   {} (weight {weight}, rank {}, {} pairs, all matched)\n",
             adapter.dir().display(),
             adapter.config().rank,
-            adapter.pairs().len()
+            adapter.tensors().len()
         ));
     }
     text.push_str(&format!("plan      sha256 {}\n\n", plan.digest()));
@@ -116,7 +118,7 @@ fn value(source: &Source, arch: &str, plan: &Plan, free: Option<u64>) -> Value {
         "schema": "mlpack.check/v1",
         "arch": arch,
         "tensors": source.tensors().len(),
-        "changed": source.overlay().map_or(0, |overlay| overlay.changed().count()),
+        "changed": source.overlay().map_or(0, |overlay| overlay.targets().len()),
         "plan": plan.digest().to_string(),
         "bytes": plan.byte_len(),
         "free": free,

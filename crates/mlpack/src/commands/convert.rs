@@ -1,5 +1,7 @@
 //! `mlpack convert`
 
+use super::changes;
+use super::described::Described;
 use crate::cli::{ConvertArgs, Format, QuantizerArgs, RequantizerArgs};
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_table};
@@ -8,7 +10,7 @@ use anyhow::{Context as _, bail};
 use mlpack_arch::{Families, Model};
 use mlpack_convert::{
     Done, FileType, GgufRequest, Limits, LoraRequest, Output, Plan, QuantizeOptions, Resources, SealedFile, Source,
-    TensorError, execute, open_model, plan_gguf, plan_lora,
+    TensorError, execute, plan_gguf, plan_lora,
 };
 use mlpack_provenance::{Artifact, FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
@@ -28,13 +30,16 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let families = inputs::families(&args.target.arch_file)?;
     let quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
-    let source = Source::open(&args.source.model, &adapters)?;
+    let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let pre = args.target.pre.as_deref();
     let split = inputs::split(&args.target)?;
     let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options, split };
     let (plan, done) = convert_into(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
-    let (text, value) = report(&plan, &done);
+    let (mut text, value) = report(&plan, &done);
+    if let Some(report) = &args.source.merging.report {
+        text.push_str(&changes::write(report, &source, &done.changes)?);
+    }
     out.result(&text, &value);
     Ok(Exit::Done)
 }
@@ -107,8 +112,10 @@ pub fn convert_into(
     resources: &Resources,
     out: &Show,
 ) -> anyhow::Result<(Plan, Done)> {
-    let model = open_model(source, families)?;
+    let described = Described::new(source)?;
+    let model = described.open(source, families)?;
     let mut plan = plan_gguf(source, &model, request)?;
+    described.settle(source, &mut plan);
     plan.limits = quantizer.limits;
     out.warnings(&plan.warnings);
     let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();

@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::inputs;
 use crate::show::{self, Show, table};
 use anyhow::bail;
-use mlpack_convert::{Diff, Exceeded, Limits, Source, TensorDiff, Unpaired};
+use mlpack_convert::{Diff, Exceeded, Limits, OverlayOptions, Source, TensorDiff, Unpaired};
 use mlpack_fs::write_atomic;
 use mlpack_tensor::Escaped;
 use report::{Kind, Report, cosine, count, figure, percent};
@@ -52,7 +52,7 @@ pub fn diff(args: &DiffArgs, out: &Show) -> anyhow::Result<Exit> {
 
 fn open(path: &Path, adapters: &[(PathBuf, f64)]) -> anyhow::Result<Source> {
     if path.is_dir() {
-        return Ok(Source::open(path, adapters)?);
+        return Ok(Source::open(path, adapters, &OverlayOptions::default())?);
     }
     if !adapters.is_empty() {
         bail!("adapters are laid over a checkpoint\n  expected: a model directory\n  found:    `{}`", path.display());

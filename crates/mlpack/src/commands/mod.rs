@@ -2,10 +2,12 @@
 
 mod archive;
 mod archs;
+mod changes;
 mod check;
 mod completions;
 mod convert;
 mod deploy;
+mod described;
 mod diff;
 mod merge;
 mod modelfile;

@@ -10,11 +10,11 @@ use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use config::Config;
-use mlpack_convert::{GgufRequest, Source, Split};
+use mlpack_convert::{GgufRequest, MergeRequest, OverlayOptions, Source, Split};
 use mlpack_fs::AtomicDir;
 use mlpack_oci::Parameter;
 use mlpack_provenance::{RunSource, TraceOptions};
-use serde_json::json;
+use serde_json::{Map, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let target = config.publish.as_ref().map(|p| Place::target(&p.to, &RegistryArgs::default())).transpose()?;
     let run = config.run.as_deref().map(|text| RunSource::parse(text, config.folder())).transpose()?;
     let adapters: Vec<(PathBuf, f64)> = config.adapter.iter().map(|a| (config.path(&a.path), a.weight)).collect();
-    let source = Source::open(&config.path(&config.base), &adapters)?;
+    let source = Source::open(&config.path(&config.base), &adapters, &OverlayOptions::default())?;
     let dataset = config.dataset.as_deref().map(|path| config.path(path));
     let runs = lineage::runs(&adapters, run.as_ref(), dataset.as_deref())?;
 
@@ -44,7 +44,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         let path = dir.join(&merge.output);
         let ours = mlpack_provenance::sidecar_path(&path).is_file();
         let merged = if ours { AtomicDir::replace(&path)? } else { AtomicDir::create(&path)? };
-        merge_into(&source, &runs, merged, &resources, out)?;
+        merge_into(&source, &MergeRequest::default(), Map::new(), &runs, merged, &resources, out)?;
     }
     let pre = config.gguf.pre.as_deref();
     let request = GgufRequest {
