@@ -194,9 +194,12 @@ fn what_is_there(path: &Path) -> String {
     if found.is_empty() { "no adapter files".to_owned() } else { found.join(", ") }
 }
 
+/// Modules by name and number.
+type Modules = BTreeMap<(String, usize), Module>;
+
 /// The tensors by module, and those that have the place of an earlier one, each with that one.
-fn group(tensors: &[AdapterTensor]) -> (BTreeMap<(String, usize), Module>, Vec<(usize, usize)>) {
-    let mut modules: BTreeMap<(String, usize), Module> = BTreeMap::new();
+fn group(tensors: &[AdapterTensor]) -> (Modules, Vec<(usize, usize)>) {
+    let mut modules = Modules::new();
     let mut repeated = Vec::new();
     for (index, tensor) in tensors.iter().enumerate() {
         let key = Key::parse(&tensor.name);

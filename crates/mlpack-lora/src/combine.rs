@@ -61,7 +61,7 @@ impl Combine {
     pub(crate) fn kept(self, elements: u64) -> Option<u64> {
         match self {
             Combine::Ties { density } | Combine::MagnitudePrune { density } => {
-                (density < 1.0).then(|| (density * elements as f64) as u64)
+                (density < 1.0).then_some((density * elements as f64) as u64)
             }
             Combine::Sum | Combine::Dare { .. } => None,
         }
@@ -206,7 +206,7 @@ mod tests {
         sorted.sort_by(|a, b| b.total_cmp(a));
         for n in [1, 2, 1000, 200_000, 399_999, 400_000] {
             let found = nth_largest_magnitude(n, |visit| {
-                values.chunks(1000).for_each(|chunk| visit(chunk));
+                values.chunks(1000).for_each(visit);
                 Ok::<(), ()>(())
             });
             assert_eq!(found, Ok(sorted[n as usize - 1]), "{n}");

@@ -118,7 +118,7 @@ fn write_file(path: &Path, tensors: &Value) {
 /// Compares every tensor with the golden: those that change by digest, and that no other is touched.
 fn check(case: &str) {
     let path = fixtures("lora").join(format!("{case}.json"));
-    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let golden: Value = serde_json::from_slice(&mlpack_fs::read_bounded(&path, 1 << 24).unwrap()).unwrap();
     let laid = Laid::golden(&golden);
     let merged = golden["merged"].as_object().unwrap();
     let mut compared = 0;
@@ -167,7 +167,7 @@ fn slabs_and_row_order_do_not_change_a_bit_of_any_kind() {
     for case in ["dora", "dora-conv1d-layers", "convolutions", "lokr", "loha-convolutions", "experts-transposed", "ia3"]
     {
         let path = fixtures("lora").join(format!("{case}.json"));
-        let laid = Laid::golden(&serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap());
+        let laid = Laid::golden(&serde_json::from_slice(&mlpack_fs::read_bounded(&path, 1 << 24).unwrap()).unwrap());
         for target in 0..laid.overlay.targets().len() {
             let shape = laid.overlay.targets()[target].shape.clone();
             let (numbers, row_len): (Vec<u64>, u64) = ((0..shape.row_count().unwrap()).collect(), shape.row_len());
