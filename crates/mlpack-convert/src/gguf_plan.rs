@@ -174,9 +174,9 @@ pub(crate) fn source_of(source: &Source, tensor: &MappedTensor) -> Result<(Strin
         }
     };
     for &position in &tensor.sources {
-        let SourceTensor { name, stored, shape, .. } = &all[position];
+        let SourceTensor { name, stored, shape, target, .. } = &all[position];
         // What is packed is not merged with anything.
-        let merged = tensor.packing != Packing::None && !source.changes(position).is_empty();
+        let merged = tensor.packing != Packing::None && target.is_some();
         if !stored.dtype().is_some_and(takes) || merged {
             return Err(Error::TensorDtype { tensor: name.clone(), stored: *stored, shape: shape.clone() });
         }

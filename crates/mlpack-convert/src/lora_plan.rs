@@ -67,7 +67,8 @@ pub fn plan_lora(source: &Source, model: &Model, request: &LoraRequest<'_>) -> R
     problems.extend(mapping.dropped.iter().map(|(at, _)| not_carried(&names[*at])));
     Error::from_list(problems)?;
 
-    let times_rank = |pair: &Pair| (config.scale_of(&pair.module) * rank(source, pair) as f64) as f32;
+    let times_rank =
+        |pair: &Pair| (config.scale_of(&pair.module, rank(source, pair)) * rank(source, pair) as f64) as f32;
     let mut alphas = pairs.iter().map(times_rank);
     let first = alphas.next().unwrap_or(config.alpha as f32);
     let alpha = if alphas.all(|alpha| alpha == first) { first } else { config.alpha as f32 };

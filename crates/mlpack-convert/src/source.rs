@@ -27,7 +27,7 @@ pub struct Source {
 /// The formats that weights are read from.
 #[derive(Debug)]
 enum Weights {
-    Checkpoint(Checkpoint, Overlay),
+    Checkpoint(Checkpoint, Box<Overlay>),
     Gguf(GgufModel),
     /// The tensors of an adapter, for themselves.
     Adapter(SafetensorsFile),
@@ -68,7 +68,7 @@ impl Source {
         let warnings = overlay.notes().iter().cloned().chain(changes.notes).collect();
         let tensors = overlaid(&checkpoint, &overlay);
         let changed_files = changes.files;
-        Ok(Source { tensors, changed_files, weights: Weights::Checkpoint(checkpoint, overlay), warnings })
+        Ok(Source { tensors, changed_files, weights: Weights::Checkpoint(checkpoint, Box::new(overlay)), warnings })
     }
 
     /// Opens a GGUF file, or the first of a split model's.

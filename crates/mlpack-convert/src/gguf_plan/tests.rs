@@ -297,8 +297,8 @@ fn splits_are_the_converters() {
     for (option, split) in splits {
         let expected: Vec<&str> =
             golden["splits"][option].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
-        let source = Source::open(&base, &[]).unwrap();
-        let model = open_model(&source, &Families::builtin()).unwrap();
+        let source = Source::open(&base, &[], &Default::default()).unwrap();
+        let model = open_model(&source, None, &Families::builtin()).unwrap();
         let options = QuantizeOptions::default();
         let request =
             GgufRequest { name: "Qwen3-tiny", variants: &[FileType::F16], pre: None, options: &options, split };
@@ -319,8 +319,8 @@ fn names_that_training_programs_wrap_are_unwrapped() {
         golden["tensors"] = tensors.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.clone())).collect();
         let dir = tempfile::tempdir().unwrap();
         checkpoint(dir.path(), &golden, 1);
-        let source = Source::open(dir.path(), &[]).unwrap();
-        let model = open_model(&source, &Families::builtin()).unwrap();
+        let source = Source::open(dir.path(), &[], &Default::default()).unwrap();
+        let model = open_model(&source, None, &Families::builtin()).unwrap();
         let options = QuantizeOptions::default();
         let variants = [FileType::F16];
         let request =
