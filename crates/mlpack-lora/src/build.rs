@@ -1,4 +1,5 @@
-//! Making an overlay: every adapter tensor finds its place in the base, or is named in an error.
+//! Making an overlay: every adapter tensor finds its place in the base, or is named in an error. It is long because every
+//! kind of adapter has its rules for places and shapes here.
 
 use crate::base::BaseConfig;
 use crate::delta::{Delta, Operand};

@@ -372,6 +372,9 @@ impl Error {
             Error::Unmatched { .. } => {
                 "nothing was merged; check that the adapter was trained on this base (adapter_config.json, base_model_name_or_path)"
             }
+            Error::Misfit { misfits, .. } if misfits.iter().all(|m| m.base.is_none()) => {
+                "the adapter is damaged, or its training diverged; save it again from the training checkpoint"
+            }
             Error::Misfit { .. } => {
                 "the adapter was trained on another base; see base_model_name_or_path in adapter_config.json"
             }

@@ -5,6 +5,7 @@ use crate::combine::Thresholds;
 use crate::target::Target;
 use crate::{Adapter, Combine, Error};
 use mlpack_safetensors::Checkpoint;
+use mlpack_tensor::Dtype;
 use std::collections::BTreeMap;
 
 /// What is asked of an overlay.
@@ -48,7 +49,14 @@ impl Overlay {
         let by_position = positions.filter(|(_, t)| !t.is_new).filter_map(|(i, t)| Some((t.target.base?, i))).collect();
         let targets: Vec<Target> = built.targets.into_iter().map(|t| t.target).collect();
         let thresholds = Thresholds::new(targets.len(), adapters.len());
-        let (tied, notes, combine) = (built.tied, built.notes, options.combine);
+        let (tied, mut notes, combine) = (built.tied, built.notes, options.combine);
+        let fp8 = targets.iter().filter(|target| matches!(target.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)).count();
+        if fp8 > 0 {
+            notes.push(format!(
+                "{fp8} of the tensors that the adapters change are FP8: sums are rounded to FP8 again with the \
+                 base's scales, and cut where they leave its range"
+            ));
+        }
         Ok(Overlay { adapters, targets, by_position, tied, notes, combine, thresholds })
     }
 

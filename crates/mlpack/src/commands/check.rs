@@ -65,7 +65,7 @@ fn text(args: &CheckArgs, source: &Source, arch: &str, plan: &Plan, free: Option
     );
     for (adapter, weight) in source.adapters() {
         text.push_str(&format!(
-            "adapter   {} (weight {weight}, rank {}, {} pairs, all matched)\n",
+            "adapter   {} (weight {weight}, rank {}, {} tensors, all matched)\n",
             adapter.dir().display(),
             adapter.config().rank,
             adapter.tensors().len()
