@@ -1,6 +1,6 @@
 //! Adapters beyond a plain LoRA, and bad ones: made here, laid over the legal-qa base.
 
-use crate::support::{TestDir, fixture, mlpack, sha256};
+use crate::support::{TestDir, base, fixture, mlpack, refused, sha256};
 use mlpack_safetensors::Checkpoint;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -39,20 +39,13 @@ fn adapter(dir: &TestDir, name: &str, config: &str, tensors: &[(String, Vec<usiz
     name.to_owned()
 }
 
-fn base() -> String {
-    fixture("legal-qa/kjv-llama").display().to_string()
-}
-
 fn legal_qa() -> String {
     fixture("legal-qa/legal-qa-lora").display().to_string()
 }
 
 #[track_caller]
 fn refuses(name: &str, dir: &TestDir, args: &[&str], code: i32) {
-    let before = dir.listing();
-    let (stdout, stderr) = mlpack(dir).args(args).expect(code);
-    assert_eq!(stdout, "", "standard output is data");
-    assert_eq!(dir.listing(), before, "nothing is left behind");
+    let stderr = refused(dir, args, code);
     insta::assert_snapshot!(name, stderr);
 }
 

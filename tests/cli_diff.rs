@@ -1,14 +1,10 @@
 //! `mlpack diff`: figures against plain float64 arithmetic over the same files, gates, and the page.
 
-use crate::support::{TestDir, fixture, mlpack};
+use crate::support::{TestDir, base, fixture, mlpack};
 use mlpack_gguf::GgufFile;
 use mlpack_tensor::GgmlType;
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-fn base() -> String {
-    fixture("legal-qa/kjv-llama").display().to_string()
-}
 
 fn adapter() -> String {
     fixture("legal-qa/legal-qa-lora").display().to_string()

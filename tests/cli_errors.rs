@@ -1,7 +1,7 @@
 //! Bad input: the message names file, tensor or key, expected, found and what to do; the exit code says whose fault it
 //! is; nothing is left behind.
 
-use crate::support::{TestDir, fixture, mlpack};
+use crate::support::{TestDir, base, fixture, mlpack, refused};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,19 +14,12 @@ const ENVIRONMENT: i32 = 4;
 
 #[track_caller]
 fn refuses(name: &str, dir: &TestDir, args: &[&str], code: i32) {
-    let before = dir.listing();
-    let (stdout, stderr) = mlpack(dir).args(args).expect(code);
-    assert_eq!(stdout, "", "standard output is data");
-    assert_eq!(dir.listing(), before, "nothing is left behind");
+    let stderr = refused(dir, args, code);
     insta::assert_snapshot!(name, stderr);
 }
 
 fn malformed(path: &str) -> String {
     fixture("malformed").join(path).display().to_string()
-}
-
-fn base() -> String {
-    fixture("legal-qa/kjv-llama").display().to_string()
 }
 
 #[test]

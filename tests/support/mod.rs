@@ -12,6 +12,21 @@ pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
 }
 
+/// The base of the legal-qa fixture, as an argument.
+pub fn base() -> String {
+    fixture("legal-qa/kjv-llama").display().to_string()
+}
+
+/// What a command that has to fail with `code` says; it prints nothing else and leaves nothing behind.
+#[track_caller]
+pub fn refused(dir: &TestDir, args: &[&str], code: i32) -> String {
+    let before = dir.listing();
+    let (stdout, stderr) = mlpack(dir).args(args).expect(code);
+    assert_eq!(stdout, "", "standard output is data");
+    assert_eq!(dir.listing(), before, "nothing is left behind");
+    stderr
+}
+
 /// A golden of llama.cpp b11434 on the legal-qa base.
 pub fn golden(name: &str) -> Value {
     let path = fixture("legal-qa/golden/llama.cpp-b11434").join(format!("{name}.json"));

@@ -38,6 +38,29 @@ pub(crate) enum Outcome {
 /// Where bytes are told as they go, negative ones when they have to go again.
 pub(crate) type Sent<'a> = &'a (dyn Fn(i64) + Sync);
 
+/// What one request has told of its bytes.
+struct Told<'a> {
+    sent: Sent<'a>,
+    bytes: AtomicI64,
+}
+
+impl<'a> Told<'a> {
+    fn new(sent: Sent<'a>) -> Told<'a> {
+        Told { sent, bytes: AtomicI64::new(0) }
+    }
+
+    fn tell(&self, bytes: i64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        (self.sent)(bytes);
+    }
+
+    /// Sets right what was told once it is known how many bytes arrived: a request that was made twice, for a new token,
+    /// has told its bytes twice.
+    fn arrived(&self, bytes: u64) {
+        (self.sent)(bytes as i64 - self.bytes.load(Ordering::Relaxed));
+    }
+}
+
 struct Upload<'a> {
     repository: &'a Repository<'a>,
     blob: &'a Blob,
@@ -246,18 +269,13 @@ impl Upload<'_> {
         let client = self.repository.client;
         let open = self.session.as_ref().expect("a chunk goes into a session");
         let range = format!("{start}-{}", end - 1);
-        let told = AtomicI64::new(0);
-        let tell = |n: i64| {
-            told.fetch_add(n, Ordering::Relaxed);
-            (self.sent)(n);
-        };
+        let told = Told::new(self.sent);
+        let tell = |n: i64| told.tell(n);
         let content = Content::Blob { blob: self.blob, range: start..end, sent: &tell };
         let headers = [("content-type", "application/octet-stream"), ("content-range", range.as_str())];
         let call = self.call("PATCH", open.url.clone(), &headers, content);
         let answer = client.once(&call);
-        let told = told.load(Ordering::Relaxed);
-        // A request that was made twice, for a new token, has told its bytes twice.
-        let arrived = |bytes: u64| (self.sent)(bytes as i64 - told);
+        let arrived = |bytes: u64| told.arrived(bytes);
         let (response, url) = match answer {
             Ok(answer) => answer,
             Err(failure) => {
@@ -363,11 +381,8 @@ impl Upload<'_> {
         let open = self.session.as_ref().expect("a session is ended");
         let digest = format!("sha256:{}", self.blob.digest());
         let url = open.url.with_parameter("digest", &digest);
-        let told = AtomicI64::new(0);
-        let tell = |n: i64| {
-            told.fetch_add(n, Ordering::Relaxed);
-            (self.sent)(n);
-        };
+        let told = Told::new(self.sent);
+        let tell = |n: i64| told.tell(n);
         let content = match start == len {
             true => Content::None,
             false => Content::Blob { blob: self.blob, range: start..len, sent: &tell },
@@ -375,8 +390,7 @@ impl Upload<'_> {
         let headers = [("content-type", "application/octet-stream")];
         let call = self.call("PUT", url, &headers, content);
         let answer = client.once(&call);
-        let told = told.load(Ordering::Relaxed);
-        let arrived = |bytes: u64| (self.sent)(bytes as i64 - told);
+        let arrived = |bytes: u64| told.arrived(bytes);
         let (response, url) = match answer {
             Ok(answer) => answer,
             Err(failure) => {
