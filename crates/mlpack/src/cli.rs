@@ -200,6 +200,10 @@ pub struct QuantizerArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     pub allow_unvisited_experts: bool,
+    /// Quantize tensors again that are quantized already, at a loss
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub allow_requantize: bool,
     /// No mixture: one type for all tensors that are quantized
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
@@ -304,10 +308,6 @@ pub struct RequantizerArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     pub keep_split: bool,
-    /// Quantize tensors again that are quantized already, at a loss
-    #[arg(long)]
-    #[serde(skip_serializing_if = "is_false")]
-    pub allow_requantize: bool,
 }
 
 /// `mlpack check`

@@ -151,7 +151,7 @@ pub fn quantize_options(
         prune_layers: args.prune_layers.iter().copied().collect(),
         overrides: args.override_kv.iter().map(|text| Ok(parse_override(text)?)).collect::<anyhow::Result<_>>()?,
         keep_split: requantizer.keep_split,
-        allow_requantize: requantizer.allow_requantize,
+        allow_requantize: args.allow_requantize,
         imatrix: args.imatrix.as_deref().map(|named| imatrix(named, args, folder)).transpose()?,
     })
 }

@@ -1,4 +1,4 @@
-//! From a base and an adapter to one GGUF: mlpack's one command against the peers' chain.
+//! From a base, or a base and an adapter, to one GGUF: mlpack's one command against the peers' chain.
 //!
 //! The chain is what people run today: PEFT merges the adapter and saves a second checkpoint, `convert_hf_to_gguf.py`
 //! reads that, and for the small types llama-quantize reads the result.
@@ -15,18 +15,25 @@ const BESIDE_THE_RESULT: u64 = 1 << 20;
 /// What is asked of mlpack.
 struct Targets {
     quant: &'static str,
+    /// Whether there is an adapter to merge.
+    adapted: bool,
     faster: f64,
     peak_rss: u64,
 }
 
+/// The converter alone.
+pub fn base_to_f16(bench: &Bench) -> Result<Report> {
+    run(bench, &Targets { quant: "F16", adapted: false, faster: 8.0, peak_rss: 400_000_000 })
+}
+
 /// PEFT and the converter.
 pub fn to_f16(bench: &Bench) -> Result<Report> {
-    run(bench, &Targets { quant: "F16", faster: 5.0, peak_rss: 700_000_000 })
+    run(bench, &Targets { quant: "F16", adapted: true, faster: 5.0, peak_rss: 700_000_000 })
 }
 
 /// PEFT, the converter and the quantizer.
 pub fn to_q4_k_m(bench: &Bench) -> Result<Report> {
-    run(bench, &Targets { quant: "Q4_K_M", faster: 10.0, peak_rss: quantize::PEAK_RSS })
+    run(bench, &Targets { quant: "Q4_K_M", adapted: true, faster: 10.0, peak_rss: quantize::PEAK_RSS })
 }
 
 /// The runs of one side's steps.
@@ -48,8 +55,8 @@ fn run(bench: &Bench, targets: &Targets) -> Result<Report> {
         for peers in [peers_first, !peers_first] {
             fresh(&bench.dir.join("work"))?;
             match peers {
-                true => peers_side(bench, targets.quant, &mut costs)?,
-                false => our_side(bench, targets.quant, &mut costs)?,
+                true => peers_side(bench, targets, &mut costs)?,
+                false => our_side(bench, targets, &mut costs)?,
             }
         }
     }
@@ -57,11 +64,16 @@ fn run(bench: &Bench, targets: &Targets) -> Result<Report> {
     Ok(costs.report(targets))
 }
 
-fn peers_side(bench: &Bench, quant: &str, costs: &mut Costs) -> Result<()> {
-    let (peers, work) = (&bench.peers, bench.dir.join("work"));
-    let merged = work.join("merged");
-    let mut merge = peers.script("peer_merge.py");
-    costs.merge.push(measure(peers, merge.arg(&bench.base).arg(&bench.lora).arg(&merged), &work)?);
+fn peers_side(bench: &Bench, targets: &Targets, costs: &mut Costs) -> Result<()> {
+    let (peers, work, quant) = (&bench.peers, bench.dir.join("work"), targets.quant);
+    let merged = match targets.adapted {
+        true => work.join("merged"),
+        false => bench.base.clone(),
+    };
+    if targets.adapted {
+        let mut merge = peers.script("peer_merge.py");
+        costs.merge.push(measure(peers, merge.arg(&bench.base).arg(&bench.lora).arg(&merged), &work)?);
+    }
     // A bf16 model keeps its values as BF16 on the way to the quantizer.
     let outtype = if quant == "F16" { "f16" } else { "bf16" };
     let full = work.join("merged.gguf");
@@ -76,13 +88,16 @@ fn peers_side(bench: &Bench, quant: &str, costs: &mut Costs) -> Result<()> {
     Ok(())
 }
 
-fn our_side(bench: &Bench, quant: &str, costs: &mut Costs) -> Result<()> {
-    let work = bench.dir.join("work");
+fn our_side(bench: &Bench, targets: &Targets, costs: &mut Costs) -> Result<()> {
+    let (work, quant) = (bench.dir.join("work"), targets.quant);
     let mut convert = Command::new(&bench.mlpack);
-    convert.arg("convert").arg(&bench.base).arg("-a").arg(&bench.lora).args(["--to", "gguf", "--quant", quant]);
+    convert.arg("convert").arg(&bench.base).args(["--to", "gguf", "--quant", quant, "--name", "out"]);
+    if targets.adapted {
+        convert.arg("-a").arg(&bench.lora);
+    }
     convert.args(["--threads", quantize::THREADS, "-o"]).arg(work.join("out"));
     costs.mlpack.push(measure(&bench.peers, &mut convert, &work)?);
-    let file = work.join(format!("out/bench-1b-lora-{quant}.gguf"));
+    let file = work.join(format!("out/out-{quant}.gguf"));
     let metadata = file.metadata().with_context(|| format!("no result `{}`", file.display()))?;
     costs.result = metadata.blocks() * 512;
     Ok(())
@@ -91,7 +106,10 @@ fn our_side(bench: &Bench, quant: &str, costs: &mut Costs) -> Result<()> {
 impl Costs {
     fn report(&self, targets: &Targets) -> Report {
         let quant = targets.quant;
-        let mut steps = vec![("PEFT merge and save".to_owned(), &self.merge)];
+        let mut steps = Vec::new();
+        if targets.adapted {
+            steps.push(("PEFT merge and save".to_owned(), &self.merge));
+        }
         let outtype = if self.quantize.is_empty() { "f16" } else { "bf16" };
         steps.push((format!("convert_hf_to_gguf.py --outtype {outtype}"), &self.convert));
         if !self.quantize.is_empty() {
@@ -111,14 +129,18 @@ impl Costs {
             )
         };
         let mut text = format!(
-            "Synthetic 1.07 B checkpoint and r = 16 LoRA, to {quant}.\n\n\
-             | what | wall | CPU | peak RSS | peak size of output folder |\n| --- | --- | --- | --- | --- |\n"
+            "Synthetic 1.07 B checkpoint{}, to {quant}.\n\n\
+             | what | wall | CPU | peak RSS | peak size of output folder |\n| --- | --- | --- | --- | --- |\n",
+            if targets.adapted { " and r = 16 LoRA" } else { "" }
         );
         for (name, costs) in &steps {
             text.push_str(&row(name, Cost::medians(costs)));
         }
-        text.push_str(&row("these, one after the other", chain));
-        text.push_str(&row(&format!("mlpack convert -a LORA --quant {quant}"), mlpack));
+        if steps.len() > 1 {
+            text.push_str(&row("these, one after the other", chain));
+        }
+        let adapter = if targets.adapted { " -a LORA" } else { "" };
+        text.push_str(&row(&format!("mlpack convert{adapter} --quant {quant}"), mlpack));
         let wall = chain.wall_s / mlpack.wall_s;
         text.push_str(&format!(
             "| **chain : mlpack** | **{wall:.1}** (at least {}) | **{:.1}** | **{:.1}** | **{:.1}** |\n",
@@ -160,7 +182,7 @@ mod tests {
             mlpack: vec![mlpack; 3],
             result: 2_000_000_000,
         };
-        costs.report(&Targets { quant: "F16", faster: 5.0, peak_rss: 700_000_000 }).missed
+        costs.report(&Targets { quant: "F16", adapted: true, faster: 5.0, peak_rss: 700_000_000 }).missed
     }
 
     #[test]

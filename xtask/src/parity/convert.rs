@@ -142,7 +142,7 @@ fn run_case(case: &Case, peers: &Peers, mlpack: &Path) -> Result<usize> {
 
 /// The first words that llama.cpp says after `prompt`: the likeliest tokens, so that every run says the same. More
 /// tokens are asked for than shown, because llama-completion may lose the last ones when it exits.
-fn generate(peers: &Peers, model: &Path, prompt: &str) -> Result<String> {
+pub fn generate(peers: &Peers, model: &Path, prompt: &str) -> Result<String> {
     let mut completion = Command::new(peers.llama_bin().join("llama-completion"));
     completion.arg("-m").arg(model).args(["-p", prompt, "-n", "64", "--temp", "0", "--seed", "1"]);
     completion.args(["--no-conversation", "--no-display-prompt", "--no-warmup", "--simple-io"]);
