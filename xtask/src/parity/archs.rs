@@ -36,6 +36,8 @@ pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usi
         }
         let mut convert = Command::new(mlpack);
         convert.arg("convert").arg(work.join(&name)).args(["--to", "gguf", "--quant", &kinds.join(",")]);
+        // As the script does it; without it, both refuse to encode MXFP4 anew.
+        convert.arg("--allow-requantize");
         let ours = work.join("mlpack").join(&name);
         if let Err(error) = output(convert.arg("-o").arg(&ours)) {
             differing += kinds.len();
@@ -80,7 +82,8 @@ fn references(folder: &Path) -> Result<BTreeMap<String, Vec<String>>> {
 /// Whether llama-completion goes on with the same tokens from both sides' F16 files.
 fn say_the_same(peers: &Peers, name: &str, ours: &Path, reference: &Path) -> Result<bool> {
     let file = format!("{name}-F16.gguf");
-    let (ours, reference) = (generate(peers, &ours.join(&file), PROMPT)?, generate(peers, &reference.join(&file), PROMPT)?);
+    let (ours, reference) =
+        (generate(peers, &ours.join(&file), PROMPT)?, generate(peers, &reference.join(&file), PROMPT)?);
     match ours == reference {
         true => println!("{name:24} generates the same: {ours:?}"),
         false => println!("{name:24} generates {ours:?}, from the reference's file {reference:?}"),

@@ -150,7 +150,7 @@ fn converted(dir: &Path, name: &str, kinds: &[&str], resources: &Resources) -> R
     let source = Source::open(dir, &[], &Default::default())?;
     let model = open_model(&source, None, &Families::builtin())?;
     let variants = kinds.iter().map(|kind| FileType::parse(kind)).collect::<Result<Vec<_>, _>>()?;
-    let options = QuantizeOptions::default();
+    let options = QuantizeOptions { allow_requantize: true, ..QuantizeOptions::default() };
     let plan = plan_gguf(
         &source,
         &model,
