@@ -47,7 +47,7 @@ fn the_directory_holds_config_tokenizer_and_weights_and_is_traced() {
         ]
     );
     let trace = mlpack(&dir).args(["trace", "merged"]).json();
-    assert_eq!((&trace["holds"], &trace["root"]["state"]), (&true.into(), &"verified".into()));
+    assert_eq!((&trace["holds"], &trace["root"]["state"]), (&true.into(), &"unsigned".into()));
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn variants(dir: &TestDir) {
 
 /// The command without the user's own credentials.
 fn alone(dir: &TestDir) -> Mlpack {
-    mlpack(dir).env("HOME", &dir.path("home")).env("XDG_RUNTIME_DIR", &dir.path("home"))
+    mlpack(dir).env("HOME", dir.path("home")).env("XDG_RUNTIME_DIR", dir.path("home"))
 }
 
 fn skopeo(args: &[&str]) -> String {
@@ -187,12 +187,12 @@ fn a_later_version_fetches_only_the_tensors_that_changed() {
 }
 
 /// `mlpack serve` on a free port.
-struct Served {
+pub struct Served {
     child: Child,
-    host: String,
+    pub host: String,
 }
 
-fn serve(dir: &TestDir, layout: &str) -> Served {
+pub fn serve(dir: &TestDir, layout: &str) -> Served {
     let mut child = Command::new(env!("CARGO_BIN_EXE_mlpack"))
         .args(["serve", layout, "--listen", "127.0.0.1:0"])
         .current_dir(dir.path(""))

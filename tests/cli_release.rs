@@ -35,11 +35,12 @@ fn makes_every_declared_output_and_traces_each_back_to_the_run() {
         let run = nodes.iter().find(|n| n["kind"] == "run").expect("the trace reaches a run");
         assert!(run["name"].as_str().unwrap().contains(RUN), "{run:#}");
         for role in ["base", "adapter"] {
-            let verified = nodes.iter().any(|n| n["role"] == role && n["state"] == "verified");
-            assert!(verified, "the {role} is verified");
+            // The bytes fit; nobody signed.
+            let found = nodes.iter().any(|n| n["role"] == role && n["state"] == "unsigned");
+            assert!(found, "the bytes of the {role} are found");
         }
         let dataset = nodes.iter().find(|n| n["kind"] == "dataset").expect("the run names its data");
-        assert_eq!(dataset["state"], "verified");
+        assert_eq!(dataset["state"], "unsigned");
     }
 }
 

@@ -20,4 +20,15 @@ fn threads_memory_and_company_do_not_change_a_byte() {
     ] {
         assert_eq!(convert(out, quants, &resources), first, "{resources:?}");
     }
+    // Signatures of the same statements are the same.
+    mlpack(&dir).args(["keygen", "--out", "key"]).succeed();
+    let signed = |out: &str| {
+        let file = format!("{out}/legal-qa-lora-Q4_K_M.gguf");
+        mlpack(&dir).args(["sign", &file, "--key", "key.pem"]).succeed();
+        [".claims.jsonl", ".sigstore.json"].map(|ending| sha256(&dir.path(&format!("{file}{ending}"))))
+    };
+    let first = signed("a");
+    for out in ["b", "c", "d"] {
+        assert_eq!(signed(out), first, "{out}");
+    }
 }

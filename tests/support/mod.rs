@@ -90,7 +90,8 @@ pub struct Mlpack {
 /// `mlpack` in a test's directory.
 pub fn mlpack(dir: &TestDir) -> Mlpack {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlpack"));
-    command.current_dir(dir.path("")).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    command.current_dir(dir.path("")).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env_remove("MLPACK_PASSPHRASE");
+    command.stdin(std::process::Stdio::null());
     Mlpack { command, dir: dir.path("") }
 }
 
@@ -100,9 +101,23 @@ impl Mlpack {
         self
     }
 
-    pub fn env(mut self, name: &str, value: &Path) -> Mlpack {
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Mlpack {
         self.command.env(name, value);
         self
+    }
+
+    /// Runs it, expecting "the answer is no" or "bad input".
+    #[track_caller]
+    pub fn fails(mut self) {
+        let output = self.command.output().unwrap();
+        assert!(matches!(output.status.code(), Some(1 | 3)), "{}", self.report(&output));
+    }
+
+    /// Runs it: standard output, standard error, exit code.
+    pub fn outcome(mut self) -> (String, String, i32) {
+        let output = self.command.output().unwrap();
+        (self.clean(&output.stdout), self.clean(&output.stderr), output.status.code().unwrap_or(-1))
     }
 
     /// Runs it, expecting success; standard output.

@@ -6,19 +6,20 @@
 mod adapt;
 mod cost;
 mod importance;
+mod lineage;
 mod model;
 mod quantize;
 mod registry;
 
 use crate::peers::Peers;
 use crate::process::output;
-use crate::workspace::{self, build_mlpack};
+use crate::workspace::{self, build_mlpack, fresh};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["f16", "convert", "quantize", "chain", "registry"];
+const PARTS: &[&str] = &["f16", "convert", "quantize", "chain", "registry", "trace"];
 
 struct Options {
     parts: Vec<String>,
@@ -53,9 +54,13 @@ struct Report {
 /// Measures, prints the tables, and fails when a target is missed.
 pub fn command(arguments: &[&str]) -> Result<()> {
     let options = parse(arguments)?;
+    if options.parts.iter().all(|part| part == "trace") {
+        let Report { text, missed } = lineage::run(&build_mlpack(true)?, &options.dir, options.runs)?;
+        return finish(&options, Report { text: format!("{}\n\n{text}", machine()?), missed });
+    }
     let peers = Peers::locate()?;
     let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
-    if any_but(&["f16", "convert", "registry"]) {
+    if any_but(&["f16", "convert", "registry", "trace"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
@@ -69,7 +74,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
         Default::default()
     };
     let dir = options.dir.clone();
-    let bench = Bench { peers, mlpack, base, lora, dir, runs: options.runs, only: options.only };
+    let bench = Bench { peers, mlpack, base, lora, dir, runs: options.runs, only: options.only.clone() };
     let mut text = format!("{}\n\nRuns of each, alternating: {}; medians.\n", machine()?, bench.runs);
     let mut missed = Vec::new();
     for part in &options.parts {
@@ -79,12 +84,18 @@ pub fn command(arguments: &[&str]) -> Result<()> {
             "quantize" => quantize::run(&bench)?,
             "chain" => adapt::to_q4_k_m(&bench)?,
             "registry" => registry::run(&bench)?,
+            "trace" => lineage::run(&bench.mlpack, &bench.dir, bench.runs)?,
             other => unreachable!("`{other}` was refused"),
         };
         text.push('\n');
         text.push_str(&report.text);
         missed.extend(report.missed);
     }
+    finish(&options, Report { text, missed })
+}
+
+/// Takes the inputs away, prints the figures, and fails when a target is missed.
+fn finish(options: &Options, Report { text, missed }: Report) -> Result<()> {
     if !options.keep {
         std::fs::remove_dir_all(&options.dir).with_context(|| format!("cannot remove `{}`", options.dir.display()))?;
     }
@@ -126,14 +137,6 @@ fn parse(arguments: &[&str]) -> Result<Options> {
         options.parts = PARTS.iter().map(|part| (*part).to_owned()).collect();
     }
     Ok(options)
-}
-
-/// An empty folder.
-fn fresh(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove `{}`", dir.display()))?;
-    }
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))
 }
 
 /// Date, commit and machine: a figure without them says nothing.

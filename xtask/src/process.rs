@@ -24,6 +24,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command whose output nobody reads.
+pub fn run_quiet(command: &mut Command) -> Result<()> {
+    output(command).map(|_| ())
+}
+
 /// Runs a command and returns its stdout. Its stderr is shown when it fails.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = shown(command);

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what the tests need, then all of them.
 
+use crate::peers::Peers;
 use crate::process::{ensure, run};
 use crate::workspace::cargo;
 use anyhow::Result;
@@ -18,6 +19,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     for (program, package) in PEERS {
         ensure(program, package)?;
     }
+    Peers::locate()?.provenance()?;
     let test = |what: &[&str]| {
         run(cargo().args(["test", "--workspace"]).args(what).args(arguments).env("MLPACK_REQUIRE_PEERS", "1"))
     };

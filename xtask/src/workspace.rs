@@ -84,3 +84,11 @@ pub fn commit() -> Result<String> {
     }
     Ok(commit)
 }
+
+/// An empty folder.
+pub fn fresh(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove `{}`", dir.display()))?;
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create `{}`", dir.display()))
+}

@@ -68,6 +68,7 @@ const FILE_LIMIT: u64 = 1 << 20;
 pub struct Families {
     // Later ones were added at run time and are looked at first.
     families: Vec<Arc<Family>>,
+    added: Vec<PathBuf>,
 }
 
 impl Families {
@@ -76,7 +77,7 @@ impl Families {
         let parse = |&(name, text): &(&str, &str)| {
             Arc::new(Family::parse(Path::new(name), text).expect("a unit test parses every built-in description"))
         };
-        Families { families: BUILTIN.iter().map(parse).collect() }
+        Families { families: BUILTIN.iter().map(parse).collect(), added: Vec::new() }
     }
 
     /// Adds the description in `path`; what it says about a class or a model type goes before what is built in.
@@ -86,7 +87,13 @@ impl Families {
     pub fn with_file(&mut self, path: &Path) -> Result<(), Error> {
         let text = mlpack_fs::read_to_string_bounded(path, FILE_LIMIT)?;
         self.families.push(Arc::new(Family::parse(path, &text)?));
+        self.added.push(path.to_owned());
         Ok(())
+    }
+
+    /// The files that were added, in that order.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.added
     }
 
     /// The family that serves this Hugging Face class name.

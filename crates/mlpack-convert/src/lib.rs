@@ -29,6 +29,7 @@
 mod carry;
 mod describe;
 mod diff;
+mod embed;
 mod error;
 mod execute;
 mod fidelity;
@@ -48,6 +49,7 @@ mod source;
 
 pub use carry::Carried;
 pub use diff::{Diff, Reshaped, TensorDiff, Unpaired, bits_per_weight, diff};
+pub use embed::add_metadata;
 pub use error::{Error, TooFar};
 pub use execute::{Done, Resources, SealedFile, execute};
 pub use fidelity::{ErrorSums, Exceeded, Limits, MaxError, SlabSums, TensorError};

@@ -29,7 +29,7 @@ mod read;
 pub use error::{Error, LayoutError, Problem, SplitProblem};
 pub use layout::{DEFAULT_ALIGNMENT, Layout, TensorSlot, TensorSpec};
 pub use model::{GgufModel, part_name};
-pub use read::{GgufFile, Tensor};
+pub use read::{GgufFile, Tensor, header_metadata};
 
 /// `GGUF` in ASCII, the first four bytes of a file.
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";

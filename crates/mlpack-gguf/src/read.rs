@@ -95,6 +95,18 @@ impl GgufFile {
     }
 }
 
+/// The metadata in the header of a file that need not be there yet, such as [`Layout::header`](crate::Layout::header);
+/// `None` when it is not one.
+pub fn header_metadata(header: &[u8]) -> Option<Metadata> {
+    let mut r = BoundedReader::new(header);
+    if r.take(4).ok()? != MAGIC || !matches!(r.u32().ok()?, 2 | 3) {
+        return None;
+    }
+    r.u64().ok()?;
+    let count = r.u64().ok()?;
+    read_metadata(&mut r, count).ok()
+}
+
 /// The field that is wrong, and how.
 type Wrong = (String, Problem);
 

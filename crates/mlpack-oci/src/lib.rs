@@ -49,8 +49,8 @@ pub use modelpack::{ModelConfig, param_size};
 pub use ollama_store::{Installed, OllamaName, OllamaStore};
 pub use package::{Package, PackageStored, PackedDocument};
 pub use publish::{
-    Artifact, BaseImage, BasePlatform, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind, ModelFormat, Packed,
-    PublishRequest, Published, PublishedManifest, ollama_request, pack, publish,
+    Artifact, AttachedBundle, BaseImage, BasePlatform, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind,
+    ModelFormat, Packed, PublishRequest, Published, PublishedManifest, attach_bundle, ollama_request, pack, publish,
 };
 pub use reference::{Reference, Tag};
 pub use template::{ChatTemplate, NotTranslatable, Note, Translation, translate};

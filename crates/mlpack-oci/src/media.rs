@@ -51,6 +51,8 @@ pub const WEIGHT_DIGEST: &str = "vnd.mlpack.weight.digest";
 pub const TENSOR_MAP: &str = "vnd.mlpack.tensor-map";
 /// Statements about an artifact, one JSON object a line: a referrer's artifact type and its layer's type.
 pub const CLAIMS: &str = "application/vnd.mlpack.claims.v1+jsonl";
+/// Sigstore protobuf-specs v0.3; cosign 3 (d6d86c22) finds a referrer by this artifact type, and its layer has it too.
+pub const SIGSTORE_BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// OCI image-spec v1.1, `manifest.md`: the config of an artifact that has none.
 pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 

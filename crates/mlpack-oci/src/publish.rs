@@ -72,6 +72,17 @@ pub struct Details {
     pub tensor_map: Option<Vec<u8>>,
     /// Statements about the artifact, which become a referrer of its manifests.
     pub claims: Option<PathBuf>,
+    /// Signatures over statements about it; each refers to the manifest, too.
+    pub bundles: Vec<AttachedBundle>,
+}
+
+/// A signature over a statement, as a referrer of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedBundle {
+    /// What the statement says: its predicate's type URI.
+    pub predicate_type: String,
+    /// The sigstore bundle.
+    pub bytes: Vec<u8>,
 }
 
 /// The format of a model's weights.
@@ -253,6 +264,9 @@ pub fn pack(request: &PublishRequest<'_>) -> Result<Packed, Error> {
                 }
             };
             attach_claims(&mut packed.package, model, &descriptor, digest)?;
+            for bundle in &model.artifact.details.bundles {
+                attach_bundle(&mut packed.package, &descriptor, bundle);
+            }
             packed.package.tag(tag.clone(), digest);
             let manifest = PublishedManifest { tag, ecosystem: *ecosystem, descriptor: descriptor.clone(), digest };
             packed.manifests.push(manifest);
@@ -337,6 +351,26 @@ fn attach_claims(package: &mut Package, model: &Model<'_>, subject: &Descriptor,
     });
     package.add_referrer(&referrer, digest);
     Ok(())
+}
+
+/// Adds a signature to what refers to a manifest or an index of the package, in the form that cosign 3 reads.
+///
+/// # Panics
+/// When the descriptor is of no sha256 digest; those of a package are.
+pub fn attach_bundle(package: &mut Package, subject: &Descriptor, bundle: &AttachedBundle) {
+    let digest = crate::layout::sha256(subject.digest()).expect("our documents have sha256 digests");
+    let config = package.add_blob(media::EMPTY, Blob::of_bytes(b"{}".to_vec()));
+    let layer = package.add_blob(media::SIGSTORE_BUNDLE, Blob::of_bytes(bundle.bytes.clone()));
+    let subject = Descriptor::new(subject.media_type().clone(), subject.size(), subject.digest().clone());
+    let referrer = json!({
+        "schemaVersion": 2, "mediaType": media::IMAGE_MANIFEST, "artifactType": media::SIGSTORE_BUNDLE,
+        "config": config, "layers": [layer], "subject": subject,
+        "annotations": {
+            "dev.sigstore.bundle.content": "dsse-envelope",
+            "dev.sigstore.bundle.predicateType": bundle.predicate_type,
+        },
+    });
+    package.add_referrer(&referrer, digest);
 }
 
 fn no_label(request: &PublishRequest<'_>, model: &Model<'_>, label: &str) -> Error {

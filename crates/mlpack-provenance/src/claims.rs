@@ -1,9 +1,10 @@
 //! Everything that sidecars and stores around some files say, looked up by digest.
 
 use crate::object::{MAX_OBJECT_LEN, Object};
-use crate::store::{DIR_NAME, sidecar_path};
+use crate::sign::Bundle;
+use crate::store::{DIR_NAME, SIDECAR_ENDING, bundle_path, sidecar_path};
 use crate::{Error, RunRecord, Statement, Store};
-use mlpack_fs::{Sha256, read_bounded};
+use mlpack_fs::{Operation, Sha256, read_bounded};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,10 @@ use std::path::{Path, PathBuf};
 const MAX_SIDECAR_LEN: u64 = 32 << 20;
 /// Folders above a file in which a store is looked for, its own included.
 const LEVELS: usize = 4;
+/// Folders below a folder in which stores and sidecars are looked for.
+const LEVELS_BELOW: usize = 2;
+/// Most entries of folders, and most objects of a store, that are looked at.
+const MAX_SEEN: usize = 65_536;
 /// Most objects of one chain.
 const MAX_CHAIN: usize = 4096;
 
@@ -30,6 +35,8 @@ pub(crate) struct Sidecar {
     objects: BTreeMap<Sha256, Object>,
     // Subject to statements.
     about: BTreeMap<Sha256, BTreeSet<Sha256>>,
+    // Statement to bundles.
+    signatures: BTreeMap<Sha256, BTreeSet<Sha256>>,
     /// What is wrong with the file or with lines of it.
     pub faults: Vec<String>,
 }
@@ -49,26 +56,50 @@ impl Sidecar {
                 return Some(sidecar);
             }
         };
+        sidecar.read(&bytes);
+        Some(sidecar)
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let path = self.path.clone();
         for (i, line) in bytes.split(|b| *b == b'\n').enumerate() {
             let origin = || format!("{} line {}", path.file_name().unwrap_or_default().to_string_lossy(), i + 1);
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
             if line.len() as u64 > MAX_OBJECT_LEN {
-                sidecar.faults.push(format!("{}: longer than {MAX_OBJECT_LEN} bytes", origin()));
+                self.faults.push(format!("{}: longer than {MAX_OBJECT_LEN} bytes", origin()));
                 continue;
             }
             match Object::parse(line, origin) {
-                Ok(Some(object)) => sidecar.insert(object),
+                Ok(Some(object)) => self.insert(object),
                 Ok(None) => {}
-                Err(e) => sidecar.faults.push(format!("{}: {}", origin(), one_line(&e))),
+                Err(e) => self.faults.push(format!("{}: {}", origin(), one_line(&e))),
             }
+        }
+    }
+
+    /// Reads a file with one bundle; `None` when there is none.
+    pub fn open_bundle(path: &Path) -> Option<Sidecar> {
+        if !path.is_file() {
+            return None;
+        }
+        let mut sidecar = Sidecar { path: path.to_owned(), ..Sidecar::default() };
+        let read = read_bounded(path, MAX_OBJECT_LEN).map_err(Error::from);
+        match read.and_then(|bytes| Object::parse(&bytes, || path.display().to_string())) {
+            Ok(Some(object)) => sidecar.insert(object),
+            Ok(None) => {}
+            Err(e) => sidecar.faults.push(one_line(&e)),
         }
         Some(sidecar)
     }
 
     fn insert(&mut self, object: Object) {
         let digest = object.digest();
+        if let Object::Signed(signed) = &object {
+            self.signatures.entry(signed.1.digest()).or_default().insert(digest);
+            self.insert(Object::Statement(signed.1.clone()));
+        }
         if let Object::Statement(statement) = &object {
             for (_, subject) in statement.subjects() {
                 self.about.entry(subject).or_default().insert(digest);
@@ -87,7 +118,15 @@ impl Sidecar {
     pub fn statements(&self) -> impl Iterator<Item = &Statement> {
         self.objects.values().filter_map(|object| match object {
             Object::Statement(statement) => Some(statement),
-            Object::Run(..) => None,
+            Object::Run(..) | Object::Signed(_) => None,
+        })
+    }
+
+    /// Every bundle with its statement.
+    pub fn bundles(&self) -> impl Iterator<Item = &(Bundle, Statement)> {
+        self.objects.values().filter_map(|object| match object {
+            Object::Signed(signed) => Some(&**signed),
+            Object::Run(..) | Object::Statement(_) => None,
         })
     }
 }
@@ -105,12 +144,13 @@ impl Claims {
         Claims { stores: vec![store], ..Claims::default() }
     }
 
-    /// Adds the sidecar of a file, and the stores in its folder and the folders above.
+    /// Adds the sidecar of a file and the bundle beside it, and the stores in its folder and the folders above.
     pub fn look_around(&mut self, path: &Path) {
         let Ok(path) = std::path::absolute(path) else { return };
         let sidecar = sidecar_path(&path);
         if self.visited.insert(sidecar.clone()) {
             self.sidecars.extend(Sidecar::open(&sidecar));
+            self.sidecars.extend(Sidecar::open_bundle(&bundle_path(&path)));
         }
         for folder in path.ancestors().skip(1).take(LEVELS) {
             let dir = folder.join(DIR_NAME);
@@ -119,6 +159,80 @@ impl Claims {
                 self.stores.push(Store::beside(folder));
             }
         }
+    }
+
+    /// Adds a sidecar that is named otherwise here, such as a blob of an image.
+    pub fn add_sidecar(&mut self, path: &Path, name: &str) {
+        if let Some(mut sidecar) = Sidecar::open(path) {
+            sidecar.path = PathBuf::from(name);
+            self.sidecars.push(sidecar);
+        }
+    }
+
+    /// The same from its bytes.
+    pub fn add_sidecar_bytes(&mut self, bytes: &[u8], name: &str) {
+        let mut sidecar = Sidecar { path: PathBuf::from(name), ..Sidecar::default() };
+        sidecar.read(bytes);
+        self.sidecars.push(sidecar);
+    }
+
+    /// Adds one bundle.
+    pub fn add_bundle(&mut self, origin: &str, bytes: &[u8]) {
+        let mut sidecar = Sidecar { path: PathBuf::from(origin), ..Sidecar::default() };
+        match Object::parse(bytes, || origin.to_owned()) {
+            Ok(Some(object)) => sidecar.insert(object),
+            Ok(None) => {}
+            Err(e) => sidecar.faults.push(one_line(&e)),
+        }
+        self.sidecars.push(sidecar);
+    }
+
+    /// Adds the stores in a folder, in the folders above and in those two levels below, and every sidecar that lies
+    /// in one of the latter.
+    pub fn look_in(&mut self, folder: &Path) -> Result<(), Error> {
+        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        self.look_around(&absolute.join(DIR_NAME));
+        let mut folders = vec![(absolute, 0)];
+        let mut seen = 0;
+        while let Some((folder, depth)) = folders.pop() {
+            let list_error = |e| mlpack_fs::Error::io(Operation::List, &folder, e);
+            let mut entries: Vec<PathBuf> = fs::read_dir(&folder)
+                .map_err(list_error)?
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<Result<_, _>>()
+                .map_err(list_error)?;
+            entries.sort();
+            for entry in entries {
+                let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                seen += 1;
+                if seen > MAX_SEEN {
+                    return Err(Error::TooMany { path: folder, what: "entries", limit: MAX_SEEN });
+                }
+                if name == DIR_NAME {
+                    let known = fs::canonicalize(&entry).unwrap_or(entry.clone());
+                    if entry.is_dir() && self.visited.insert(known) {
+                        self.stores.push(Store::beside(&folder));
+                    }
+                } else if entry.is_dir() && depth < LEVELS_BELOW && !name.starts_with('.') {
+                    folders.push((entry, depth + 1));
+                } else if let Some(artifact) = name.strip_suffix(SIDECAR_ENDING) {
+                    self.look_around(&folder.join(artifact));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every statement and run record, each once, in the order of their digests.
+    pub fn all(&self) -> Vec<Object> {
+        let mut all: BTreeMap<Sha256, Object> = BTreeMap::new();
+        for sidecar in &self.sidecars {
+            all.extend(sidecar.objects.iter().map(|(digest, object)| (*digest, object.clone())));
+        }
+        for store in &self.stores {
+            all.extend(store.objects(MAX_SEEN).into_iter().map(|object| (object.digest(), object)));
+        }
+        all.into_values().filter(|object| object.signs().is_none()).collect()
     }
 
     pub fn stores(&self) -> &[Store] {
@@ -143,7 +257,7 @@ impl Claims {
                     Ok(Some(Object::Statement(statement))) => {
                         found.insert(digest, statement);
                     }
-                    Ok(Some(Object::Run(..)) | None) => {}
+                    Ok(Some(Object::Run(..) | Object::Signed(_)) | None) => {}
                     Err(e) => faults.push(one_line(&e)),
                 }
             }
@@ -151,6 +265,36 @@ impl Claims {
         // An index is only an index: what counts is what the statement says.
         found.retain(|_, statement| statement.subjects().any(|(_, digest)| digest == subject));
         (found.into_values().collect(), faults)
+    }
+
+    /// The bundles over a statement, each once, in the order of their digests, and the faults met on the way.
+    pub fn bundles(&self, statement: Sha256) -> (Vec<Bundle>, Vec<String>) {
+        let mut found: BTreeMap<Sha256, Bundle> = BTreeMap::new();
+        let mut faults = Vec::new();
+        for sidecar in &self.sidecars {
+            for digest in sidecar.signatures.get(&statement).into_iter().flatten() {
+                if let Some(Object::Signed(signed)) = sidecar.objects.get(digest) {
+                    found.insert(*digest, signed.0.clone());
+                }
+            }
+        }
+        for store in &self.stores {
+            for digest in store.signatures(statement) {
+                match store.object(digest) {
+                    Ok(Some(Object::Signed(signed))) if signed.1.digest() == statement => {
+                        found.insert(digest, signed.0);
+                    }
+                    Ok(_) => {}
+                    Err(e) => faults.push(one_line(&e)),
+                }
+            }
+        }
+        (found.into_values().collect(), faults)
+    }
+
+    /// Every bundle of the sidecars read so far, with its sidecar.
+    pub fn sidecar_bundles(&self) -> impl Iterator<Item = (&Path, &(Bundle, Statement))> {
+        self.sidecars.iter().flat_map(|s| s.bundles().map(|bundle| (s.path.as_path(), bundle)))
     }
 
     /// The run record with that digest. When only another record of the same run is there, that is told.
@@ -170,7 +314,7 @@ impl Claims {
         }
         let same_run = |object: &Object| match object {
             Object::Run(record, _) => Some(record.source.uri.as_str()) == uri,
-            Object::Statement(_) => false,
+            Object::Statement(_) | Object::Signed(_) => false,
         };
         for sidecar in &self.sidecars {
             if let Some((other, _)) = sidecar.objects.iter().find(|(_, object)| same_run(object)) {
@@ -200,7 +344,8 @@ impl Claims {
         places
     }
 
-    /// The statements and run records that lead back from an artifact, nearest first, each once.
+    /// The statements and run records that lead back from an artifact, nearest first, each once; after each statement the
+    /// bundles over it.
     pub fn chain(&self, artifact: Sha256) -> Result<Vec<Object>, Error> {
         let mut chain = Vec::new();
         let mut queued = BTreeSet::from([artifact]);
@@ -215,7 +360,9 @@ impl Claims {
                     continue;
                 }
                 next.extend(statement.build.iter().flat_map(|b| &b.dependencies).map(|d| (d.sha256, d.uri.clone())));
-                chain.push(Object::Statement(statement));
+                let (bundles, _) = self.bundles(statement.digest());
+                chain.push(Object::Statement(statement.clone()));
+                chain.extend(bundles.into_iter().map(|bundle| Object::signed(bundle, statement.clone())));
             }
             for (dependency, uri) in next {
                 let Some(dependency) = dependency.filter(|d| queued.insert(*d)) else { continue };

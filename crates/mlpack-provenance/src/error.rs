@@ -96,6 +96,42 @@ pub enum Error {
         /// What is there instead.
         found: String,
     },
+    /// A folder that is no file store of MLflow's.
+    #[error("cannot read `{}` as an MLflow file store\n  expected: a folder for each experiment, with a `meta.yaml`\n  found:    none", path.display())]
+    NotAFileStore {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A `meta.yaml` that cannot be read.
+    #[error("cannot read `{}`\n  {rule}", path.display())]
+    BadMeta {
+        /// The file.
+        path: PathBuf,
+        /// The rule that is broken.
+        rule: &'static str,
+    },
+    /// A line of a metric's file that cannot be read.
+    #[error("cannot read `{}` line {line}\n  expected: milliseconds, value, step", path.display())]
+    BadMetric {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A server where nobody is to be asked.
+    #[error("cannot ask `{}`: the network is not used here", Escaped(url))]
+    NoNetwork {
+        /// The server.
+        url: String,
+    },
+    /// A server that does not answer, or not as expected.
+    #[error("cannot read from MLflow server `{}`\n  {}", Escaped(url), sentence(reason))]
+    Server {
+        /// The server.
+        url: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Changes of the database are still in a journal beside it.
     #[error("cannot read `{}` as it is: `{}` holds changes that are not in it yet", path.display(), journal.display())]
     UnfinishedStore {
@@ -129,7 +165,7 @@ pub enum Error {
     },
     /// Text that names no training run.
     #[error(
-        "cannot find a training run in `{}`\n  expected: `mlflow.db#RUN_ID` or a `trainer_state.json`",
+        "cannot find a training run in `{}`\n  expected: `mlflow.db#RUN_ID`, `mlruns#RUN_ID`, `http://HOST#RUN_ID` or a `trainer_state.json`",
         Escaped(text)
     )]
     UnknownRunSource {
@@ -144,6 +180,84 @@ pub enum Error {
     NotATrainerState {
         /// The file.
         path: PathBuf,
+    },
+    /// Text that is not the key it should be.
+    #[error(
+        "cannot read `{}` as {what}\n  expected: PEM with an ECDSA key on P-256 or P-384, or an Ed25519 key\n  found:    {}",
+        Escaped(origin),
+        Escaped(found)
+    )]
+    NotAKey {
+        /// The file, or the variable.
+        origin: String,
+        /// `a private key` or `a public key`.
+        what: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// An encrypted key without a passphrase.
+    #[error("cannot open `{}`: it is encrypted, and no passphrase was given", Escaped(origin))]
+    NoPassphrase {
+        /// The file, or the variable.
+        origin: String,
+    },
+    /// An encrypted key and a passphrase that does not open it.
+    #[error("cannot open `{}`: the passphrase is wrong, or the file is damaged", Escaped(origin))]
+    WrongPassphrase {
+        /// The file, or the variable.
+        origin: String,
+    },
+    /// The system gives no random numbers.
+    #[error("cannot make a key: the system gives no random numbers\n  {}", Escaped(reason))]
+    NoRandom {
+        /// The system's reason.
+        reason: String,
+    },
+    /// A key of a kind that OpenSSF Model Signing has no place for.
+    #[error(
+        "cannot sign a model with this key\n  expected: an ECDSA key on P-256 or P-384 (OpenSSF Model Signing v1.0)\n  found:    {algorithm}"
+    )]
+    UnsignableKey {
+        /// The key's kind.
+        algorithm: &'static str,
+    },
+    /// A directory without a file to sign.
+    #[error("cannot sign `{}`: there is no file in it", path.display())]
+    EmptyModel {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// JSON that is no signature of a known form.
+    #[error(
+        "cannot read signature `{}`\n  field `{field}`\n  expected: {rule}\n  found:    {}",
+        Escaped(origin),
+        Escaped(found)
+    )]
+    NotABundle {
+        /// The file, or the file and line.
+        origin: String,
+        /// The field at fault.
+        field: &'static str,
+        /// What should be there.
+        rule: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A policy that says something that mlpack does not know.
+    #[error("cannot read policy `{}`\n  {}", path.display(), what.lines().map(sentence).collect::<Vec<_>>().join("\n  "))]
+    BadPolicy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A chain that is not whole enough to be signed.
+    #[error("cannot sign `{}`: what is stated about it does not hold\n  {}", path.display(), sentence(fault))]
+    UnsoundChain {
+        /// The artifact.
+        path: PathBuf,
+        /// The first contradiction.
+        fault: String,
     },
     /// More of something than mlpack is willing to read.
     #[error("`{}` has too many {what}\n  expected: at most {limit}", path.display())]
@@ -190,14 +304,26 @@ impl Error {
             | Error::NoSubject
             | Error::RunNotFound { .. }
             | Error::RunNotNamed { .. }
-            | Error::UnknownRunSource { .. } => ErrorKind::Misuse,
+            | Error::UnknownRunSource { .. }
+            | Error::NoPassphrase { .. }
+            | Error::WrongPassphrase { .. }
+            | Error::UnsignableKey { .. }
+            | Error::BadPolicy { .. }
+            | Error::EmptyModel { .. } => ErrorKind::Misuse,
+            Error::NoNetwork { .. } => ErrorKind::Misuse,
+            Error::NoRandom { .. } | Error::Server { .. } => ErrorKind::Io,
             Error::TooManySubjects { .. } | Error::TooMany { .. } => ErrorKind::Limit,
             Error::Json { .. }
             | Error::NotAStatement { .. }
             | Error::Sqlite { .. }
+            | Error::NotAKey { .. }
+            | Error::NotAFileStore { .. }
+            | Error::BadMeta { .. }
+            | Error::BadMetric { .. }
+            | Error::NotABundle { .. }
             | Error::NotATrainerState { .. } => ErrorKind::Malformed,
             Error::NotMlflow { .. } | Error::UnfinishedStore { .. } => ErrorKind::Unsupported,
-            Error::Damaged { .. } | Error::RunDisagrees(_) => ErrorKind::Mismatch,
+            Error::Damaged { .. } | Error::RunDisagrees(_) | Error::UnsoundChain { .. } => ErrorKind::Mismatch,
         }
     }
 
@@ -216,9 +342,27 @@ impl Error {
             }
             Error::RunDisagrees(_) => Some("give the id of the run that trained this adapter".to_owned()),
             Error::Damaged { .. } => Some("remove the damaged object, then run the step again".to_owned()),
+            Error::NoPassphrase { .. } => Some(
+                "give a file with the passphrase (--passphrase-file), or set MLPACK_PASSPHRASE; a terminal is asked"
+                    .to_owned(),
+            ),
+            Error::UnsoundChain { .. } => {
+                Some("look at `mlpack trace`; a signature would hide what is wrong".to_owned())
+            }
+            Error::NotAKey { what: "a private key", .. } => {
+                Some("make one with `mlpack keygen --out KEY`, or convert it with `openssl pkcs8 -topk8`".to_owned())
+            }
+            Error::NoNetwork { .. } => {
+                Some("import the run first: mlpack run import URL#RUN_ID --adapter DIR".to_owned())
+            }
             _ => None,
         }
     }
+}
+
+/// Our own sentence around untrusted names: control characters are escaped, its quotes stay.
+fn sentence(text: &str) -> String {
+    text.split('`').map(|part| Escaped(part).to_string()).collect::<Vec<_>>().join("`")
 }
 
 fn list_runs(runs: &[(String, String)], total: u64) -> String {

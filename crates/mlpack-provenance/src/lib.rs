@@ -21,7 +21,7 @@
 //! store.record(&step)?;
 //! store.write_sidecar(&step.outputs[0])?;
 //! let trace = mlpack_provenance::trace(&output, &TraceOptions::default())?;
-//! assert_eq!(trace.root.state, State::Verified);
+//! assert_eq!(trace.root.state, State::Unsigned);
 //! # Ok(()) }
 //! ```
 //!
@@ -32,13 +32,15 @@
 //! - Statements, sidecars and run stores are read as hostile input: bounded, without duplicate keys, without cycles.
 //! - A run that is not known is stated as unknown; nothing is made up.
 //!
-//! It does not sign, and it does not talk to a network.
+//! It does not talk to a network.
 
 mod claims;
 mod error;
 mod json;
 mod object;
+mod policy;
 mod run;
+mod sign;
 mod statement;
 mod step;
 mod store;
@@ -46,11 +48,21 @@ mod trace;
 mod tree;
 
 pub use error::{Disagreement, Error};
+pub use policy::{Finding, Policy};
 pub use run::{
-    Agreement, BaseModel, Dataset, Evidence, FoundRun, LinkedModel, Run, RunRecord, RunSource, Source, find_run,
+    Agreement, Answer, BaseModel, Curve, Dataset, Evidence, Fetch, FoundRun, LinkedModel, MAX_ANSWER_LEN, Request, Run,
+    RunRecord, RunSource, Source, find_run, find_run_with,
+};
+pub use sign::{
+    BUNDLE_MEDIA_TYPE, Bundle, KeyAlgorithm, MODEL_SIGNATURE, ModelCheck, PAYLOAD_TYPE, PrivateKey, PublicKey,
+    Resource, SignOptions, SignedChain, SignedStep, Trust, TrustedKey, base64, check_model, model_signature_path,
+    sign_chain, sign_model,
 };
 pub use statement::{PREDICATE_TYPE, STATEMENT_TYPE, Statement};
 pub use step::{Artifact, BUILDER, Dependency, Identity, RUN_MEDIA_TYPE, Role, Step, StepKind, UNKNOWN_RUN};
-pub use store::{Store, sidecar_path};
-pub use trace::{CheckStore, Line, Node, NodeKind, State, Trace, TraceOptions, trace};
-pub use tree::tree_digest;
+pub use store::{Store, sidecar_path, signatures_of};
+pub use trace::{
+    CheckStore, Dependent, Graph, GraphNode, Image, Ingredient, Layer, Line, Node, NodeKind, Recipe, State, Trace,
+    TraceOptions, dependents, hash_path, recipe, trace, trace_digest, trace_image,
+};
+pub use tree::{TensorContent, tensors_digest, tree_digest};

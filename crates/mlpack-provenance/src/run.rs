@@ -1,26 +1,42 @@
 //! The training run of an adapter: which one, and what is known about it.
 
+mod curve;
+mod discover;
+mod files;
 mod mlflow;
 mod record;
 mod redact;
+mod rest;
+mod store;
 mod trainer;
+mod yaml;
 
-pub(crate) use mlflow::MlflowStore;
+pub use curve::Curve;
 pub use record::{Agreement, BaseModel, Dataset, Evidence, LinkedModel, RunRecord, Source};
+pub use rest::{Answer, MAX_ANSWER_LEN, Request};
+pub(crate) use store::RunStore;
 
 use crate::error::Disagreement;
 use crate::{Dependency, Error};
 use mlpack_fs::{Sha256, hash_file};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trainer::TrainerState;
 
 /// Where a training run is told about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunSource {
-    /// A run of an MLflow sqlite store.
+    /// A run of an MLflow tracking store on this machine.
     Mlflow {
-        /// The database.
+        /// The sqlite database, or the folder of a file store.
         db: PathBuf,
+        /// The run's id; without it [`find_run`] lists the runs in an error.
+        run_id: Option<String>,
+    },
+    /// A run of an MLflow tracking server.
+    MlflowServer {
+        /// Its address.
+        url: String,
         /// The run's id; without it [`find_run`] lists the runs in an error.
         run_id: Option<String>,
     },
@@ -28,8 +44,12 @@ pub enum RunSource {
     TrainerState(PathBuf),
 }
 
+/// How bytes come from a server: a request to an answer, or the reason why there is none.
+pub type Fetch<'a> = &'a dyn Fn(&Request) -> Result<Answer, String>;
+
 impl RunSource {
-    /// Parses `mlflow.db#RUN_ID` or the path of a trainer state. A relative path starts at `folder`.
+    /// Parses `mlflow.db#RUN_ID`, `mlruns#RUN_ID`, `http://HOST#RUN_ID` or the path of a trainer state. A relative path
+    /// starts at `folder`.
     ///
     /// ```
     /// use mlpack_provenance::RunSource;
@@ -37,6 +57,12 @@ impl RunSource {
     /// assert_eq!(source, RunSource::Mlflow { db: "release/mlflow/mlflow.db".into(), run_id: Some("4c42".to_owned()) });
     /// ```
     pub fn parse(text: &str, folder: &Path) -> Result<RunSource, Error> {
+        if text.starts_with("http://") || text.starts_with("https://") {
+            let (url, rest) = text.split_once('#').unwrap_or((text, ""));
+            // An address as a browser shows it: `http://HOST/#/experiments/1/runs/RUN_ID`.
+            let run_id = rest.trim_end_matches('/').rsplit('/').next().filter(|id| !id.is_empty()).map(str::to_owned);
+            return Ok(RunSource::MlflowServer { url: url.trim_end_matches('/').to_owned(), run_id });
+        }
         let ends_with = |path: &str, endings: &[&str]| endings.iter().any(|ending| path.ends_with(ending));
         if let Some((path, run_id)) = text.rsplit_once('#')
             && !path.is_empty()
@@ -44,7 +70,7 @@ impl RunSource {
             let run_id = Some(run_id.to_owned()).filter(|id| !id.is_empty());
             return Ok(RunSource::Mlflow { db: folder.join(path), run_id });
         }
-        if ends_with(text, &[".db", ".sqlite", ".sqlite3"]) {
+        if ends_with(text, &[".db", ".sqlite", ".sqlite3"]) || folder.join(text).is_dir() {
             return Ok(RunSource::Mlflow { db: folder.join(text), run_id: None });
         }
         if ends_with(text, &[".json"]) {
@@ -78,6 +104,12 @@ pub struct Run {
 }
 
 impl FoundRun {
+    /// A run whose record was made before.
+    pub fn recorded(record: RunRecord) -> FoundRun {
+        let named_by_caller = !record.inferred.iter().any(|field| field == "run_id");
+        FoundRun::Known(Box::new(Run { record, named_by_caller, seen: Vec::new(), store: None }))
+    }
+
     /// The dependency that a step on the adapter states.
     pub fn dependency(&self) -> Dependency {
         match self {
@@ -87,31 +119,66 @@ impl FoundRun {
     }
 }
 
-/// The training run of the adapter in `adapter_dir`: the one that `source` names, else the one that a
-/// `trainer_state.json` in the directory tells about, else unknown. Both are combined when both are there; a run whose
-/// loss curve has nothing in common with the trainer state is refused.
+/// The training run of the adapter in `adapter_dir`: the one that `source` names, else the one that a store near the
+/// adapter has by the same loss curve or the same weights, else what a `trainer_state.json` in the directory tells, else
+/// unknown. Store and trainer state are combined when both are there; a named run whose loss curve has nothing in common
+/// with the trainer state is refused.
 ///
 /// A dataset that the run names is hashed when its file is found: `dataset` when given, else the logged place relative to
 /// the store's or the adapter's folder, or to the folder above.
 pub fn find_run(adapter_dir: &Path, source: Option<&RunSource>, dataset: Option<&Path>) -> Result<FoundRun, Error> {
+    find_run_with(adapter_dir, source, dataset, None)
+}
+
+/// [`find_run`] with a way to ask servers.
+pub fn find_run_with(
+    adapter_dir: &Path,
+    source: Option<&RunSource>,
+    dataset: Option<&Path>,
+    fetch: Option<Fetch<'_>>,
+) -> Result<FoundRun, Error> {
     let beside = adapter_dir.join("trainer_state.json");
-    let (mut run, state) = match source {
-        Some(RunSource::Mlflow { db, run_id }) => {
-            let store = MlflowStore::open(db)?;
-            let Some(run_id) = run_id else { return Err(store.run_not_named()?) };
-            let record = store.read_run(run_id)?;
-            let state = if beside.is_file() { Some(TrainerState::open(&beside)?) } else { None };
-            let mut run = Run { record, named_by_caller: true, seen: Vec::new(), store: Some(db.clone()) };
-            if let Some(state) = &state {
-                run.record.agreement = compare(&store, run_id, state)?;
+    let state = match source {
+        Some(RunSource::TrainerState(path)) => Some(TrainerState::open(path)?),
+        _ if beside.is_file() => Some(TrainerState::open(&beside)?),
+        _ => None,
+    };
+    let found = match source {
+        None => discover::run(adapter_dir, state.as_ref())?,
+        Some(source) => match RunStore::of_source(source, fetch)? {
+            None => None,
+            Some(store) => {
+                let (RunSource::Mlflow { run_id, .. } | RunSource::MlflowServer { run_id, .. }) = source else {
+                    unreachable!("only these sources are stores")
+                };
+                let Some(run_id) = run_id else { return Err(store.run_not_named()?) };
+                Some((store, run_id.clone()))
             }
-            let folders = folders_around(&[db.parent(), Some(adapter_dir)]);
-            hash_datasets(&mut run, &store.dataset_locations(run_id)?, dataset, &folders)?;
-            (run, state)
+        },
+    };
+    let mut run = match (found, &state) {
+        (Some((store, run_id)), _) => {
+            let contents = store.read(&run_id)?;
+            let local = !matches!(store, RunStore::Server(_));
+            let mut run = Run {
+                record: store.record_of(&run_id, &contents),
+                named_by_caller: source.is_some(),
+                seen: Vec::new(),
+                store: local.then(|| store.place()),
+            };
+            if let Some(state) = &state {
+                run.record.agreement = compare(&contents.losses(), &run_id, state)?;
+            }
+            if source.is_none() {
+                run.record.inferred.push("run_id".to_owned());
+            }
+            let place = local.then(|| store.place());
+            let folders = folders_around(&[place.as_deref().and_then(Path::parent), Some(adapter_dir)]);
+            hash_datasets(&mut run, &contents.dataset_locations(), dataset, &folders)?;
+            run
         }
-        Some(RunSource::TrainerState(path)) => state_alone(TrainerState::open(path)?, true),
-        None if beside.is_file() => state_alone(TrainerState::open(&beside)?, false),
-        None => {
+        (None, Some(state)) => state_alone(state, source.is_some()),
+        (None, None) => {
             let reason = "no run was given and no trainer_state.json is beside the adapter".to_owned();
             return Ok(FoundRun::Unknown { reason });
         }
@@ -122,6 +189,9 @@ pub fn find_run(adapter_dir: &Path, source: Option<&RunSource>, dataset: Option<
         run.record.evidence.push(state.evidence);
         if run.record.metrics.is_empty() {
             run.record.metrics = state.metrics;
+        }
+        if run.record.curves.is_empty() {
+            curve::keep(&mut run.record, state.logged);
         }
         if run.record.source.kind != "hf-trainer" {
             run.record.inferred.push("trainer".to_owned());
@@ -150,18 +220,21 @@ pub fn find_run(adapter_dir: &Path, source: Option<&RunSource>, dataset: Option<
     Ok(FoundRun::Known(Box::new(run)))
 }
 
-fn state_alone(state: TrainerState, named_by_caller: bool) -> (Run, Option<TrainerState>) {
+fn state_alone(state: &TrainerState, named_by_caller: bool) -> Run {
     let source = Source {
         kind: "hf-trainer".to_owned(),
         uri: format!("trainer-state:sha256:{}", state.evidence.sha256),
         file: mlflow::file_name(&state.path),
     };
-    let run = Run { record: RunRecord::new(source), named_by_caller, seen: Vec::new(), store: None };
-    (run, Some(state))
+    Run { record: RunRecord::new(source), named_by_caller, seen: Vec::new(), store: None }
 }
 
-fn compare(store: &MlflowStore, run_id: &str, state: &TrainerState) -> Result<Option<Agreement>, Error> {
-    let logged = store.curve(run_id)?;
+/// A loss that differs: its metric and step, the trainer state's value and the store's.
+type Difference = (String, i64, f64, f64);
+
+/// How many of the trainer state's losses a store has with the same value, of those that it has at all, and the first
+/// that differs.
+fn agreement(logged: &BTreeMap<(String, i64), Vec<f64>>, state: &TrainerState) -> (u64, u64, Option<Difference>) {
     let (mut compared, mut equal, mut first_difference) = (0u64, 0u64, None);
     for (metric, step, expected) in &state.curve {
         let Some(values) = logged.get(&(metric.clone(), *step)) else { continue };
@@ -172,6 +245,15 @@ fn compare(store: &MlflowStore, run_id: &str, state: &TrainerState) -> Result<Op
             first_difference = Some((metric.clone(), *step, *expected, values[0]));
         }
     }
+    (compared, equal, first_difference)
+}
+
+fn compare(
+    logged: &BTreeMap<(String, i64), Vec<f64>>,
+    run_id: &str,
+    state: &TrainerState,
+) -> Result<Option<Agreement>, Error> {
+    let (compared, equal, first_difference) = agreement(logged, state);
     match first_difference {
         Some((metric, step, expected, found)) if equal == 0 => Err(Error::RunDisagrees(Box::new(Disagreement {
             run_id: run_id.to_owned(),

@@ -2,6 +2,7 @@
 //! (`slsa.dev/provenance/v1`), as read: parsed once, checked, and kept with the exact bytes that it came in.
 
 use crate::{Error, json};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use mlpack_fs::Sha256;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -42,7 +43,8 @@ pub(crate) struct Build {
     pub invocation_id: Option<String>,
     /// sha256 of the canonical bytes of the `buildDefinition` that is there.
     pub definition: Option<Sha256>,
-    pub byproducts: Vec<String>,
+    /// By name; what is not JSON in base64 is null.
+    pub byproducts: BTreeMap<String, Value>,
 }
 
 /// A ResourceDescriptor: the fields that tracing needs.
@@ -101,6 +103,11 @@ impl Statement {
         Ok(Statement { digest, bytes: bytes.to_vec(), subjects, predicate_type: wire.predicate_type, build })
     }
 
+    /// What it says: the type URI of its predicate.
+    pub fn predicate_type(&self) -> &str {
+        &self.predicate_type
+    }
+
     /// sha256 of the statement's bytes: its name in a store.
     pub fn digest(&self) -> Sha256 {
         self.digest
@@ -156,9 +163,15 @@ impl Build {
             builder_version: wire.run_details.builder.version,
             invocation_id: wire.run_details.metadata.invocation_id,
             definition,
-            byproducts: wire.run_details.byproducts.into_iter().map(|b| b.name).collect(),
+            byproducts: wire.run_details.byproducts.into_iter().map(|b| (b.name, content(b.content))).collect(),
         })
     }
+}
+
+/// The JSON in a descriptor's `content`.
+fn content(base64: Option<String>) -> Value {
+    let bytes = base64.and_then(|text| BASE64_STANDARD.decode(&text).ok());
+    bytes.and_then(|bytes| json::parse(&bytes).ok()).unwrap_or(Value::Null)
 }
 
 #[derive(Deserialize)]

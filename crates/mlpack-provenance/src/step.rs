@@ -2,6 +2,7 @@
 
 use crate::statement::{MAX_SUBJECTS, PREDICATE_TYPE, STATEMENT_TYPE};
 use crate::{Error, RunRecord, Statement, json, tree_digest};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use mlpack_fs::Sha256;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -116,6 +117,8 @@ pub enum Role {
     Adapter,
     /// A configuration file.
     Config,
+    /// A description of an architecture that is not built in.
+    Architecture,
     /// A tokenizer file.
     Tokenizer,
     /// An importance matrix.
@@ -134,6 +137,7 @@ impl Role {
             Role::Model => "model",
             Role::Adapter => "adapter",
             Role::Config => "config",
+            Role::Architecture => "architecture",
             Role::Tokenizer => "tokenizer",
             Role::Imatrix => "imatrix",
             Role::Artifact => "artifact",
@@ -200,6 +204,21 @@ impl Dependency {
             ]),
             path: None,
         }
+    }
+
+    /// What it was to the step.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Its name in statements.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its digest; an unknown run has none.
+    pub fn sha256(&self) -> Option<Sha256> {
+        self.sha256
     }
 
     /// Adds an annotation, such as an adapter's `weight`.
@@ -287,7 +306,7 @@ impl Step {
                 if let Some(place) = json::first_inexact_number(content) {
                     return Err(Error::InexactNumber { place: format!("{name}.{place}") });
                 }
-                let content = base64(&json::canonical(content));
+                let content = BASE64_STANDARD.encode(json::canonical(content));
                 Ok(json!({"name": name, "mediaType": "application/json", "content": content}))
             });
             details["byproducts"] = Value::Array(byproducts.collect::<Result<_, _>>()?);
@@ -359,20 +378,6 @@ fn absolute(path: &Path) -> PathBuf {
 
 fn last_part(path: &Path) -> String {
     absolute(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Standard base64 with padding (RFC 4648 section 4), as a ResourceDescriptor's `content` has it.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for i in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize] as char;
-            text.push(if i <= group.len() { digit } else { '=' });
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,24 +1,29 @@
 //! The store: a folder `.mlpack` beside outputs.
 //!
 //! ```text
-//! .mlpack/objects/sha256/ab/<hex>                statements and run records, named by their digest
+//! .mlpack/objects/sha256/ab/<hex>                statements, run records and signatures, named by their digest
 //! .mlpack/subjects/ab/<subject hex>/<hex>        empty: statement <hex> is about that subject (derivable)
+//! .mlpack/signatures/ab/<statement hex>/<hex>    empty: bundle <hex> signs that statement (derivable)
 //! .mlpack/locations/ab/<hex>/<hex of the text>   a path where bytes of that digest were seen; local, never stated
 //! .mlpack/sources/ab/<record hex>/<hex of the text>   the run store that a record was read from; local, never stated
 //! ```
 //!
 //! **Invariant**: nothing in a store is ever changed, so runs at the same time cannot lose each other's entries.
 
-use crate::claims::Claims;
+use crate::claims::{Claims, Sidecar};
 use crate::object::{MAX_OBJECT_LEN, Object};
+use crate::sign::Bundle;
 use crate::{Artifact, Dependency, Error, FoundRun, Statement, Step, StepKind};
 use mlpack_fs::{Operation, Sha256, read_bounded, write_atomic};
 use serde_json::{Map, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// The folder's name.
 pub(crate) const DIR_NAME: &str = ".mlpack";
+/// How a sidecar's name ends.
+pub(crate) const SIDECAR_ENDING: &str = ".claims.jsonl";
 /// Most entries read of one index folder.
 const MAX_ENTRIES: usize = 256;
 /// Longest path kept.
@@ -59,6 +64,11 @@ impl Store {
         Ok(statement)
     }
 
+    /// Keeps a signature over a statement.
+    pub fn add_signature(&self, statement: &Statement, bundle: Bundle) -> Result<(), Error> {
+        self.put(&Object::signed(bundle, statement.clone()))
+    }
+
     /// Records which run trained an adapter, so that the adapter's digest leads to the run from now on, also from
     /// artifacts made earlier. `weights` are the adapter's weight files alone: a configuration that two adapters share
     /// would lead to both runs. Returns the dependency for the steps that use the adapter; an unknown run records nothing.
@@ -84,13 +94,24 @@ impl Store {
     /// Writes `<artifact>.claims.jsonl` beside the artifact: everything that is known about its chain, one object a line,
     /// so that the artifact can travel without the store. Replaces an earlier sidecar; returns its path.
     pub fn write_sidecar(&self, artifact: &Artifact) -> Result<PathBuf, Error> {
-        let claims = Claims::of_store(self.clone());
+        self.write_sidecar_of(artifact.sha256, &artifact.path, &Claims::default())
+    }
+
+    /// The same, with what `others` know besides this store. A statement that is signed is there in its bundles alone.
+    pub(crate) fn write_sidecar_of(&self, artifact: Sha256, path: &Path, others: &Claims) -> Result<PathBuf, Error> {
+        let mut chain = Claims::of_store(self.clone()).chain(artifact)?;
+        for object in others.chain(artifact)? {
+            if !chain.contains(&object) {
+                chain.push(object);
+            }
+        }
+        let signed: BTreeSet<Sha256> = chain.iter().filter_map(|object| Some(object.signs()?.digest())).collect();
         let mut bytes = Vec::new();
-        for object in claims.chain(artifact.sha256)? {
+        for object in chain.iter().filter(|object| !signed.contains(&object.digest())) {
             bytes.extend_from_slice(object.bytes());
             bytes.push(b'\n');
         }
-        let path = sidecar_path(&artifact.path);
+        let path = sidecar_path(path);
         write_atomic(&path, &bytes)?;
         Ok(path)
     }
@@ -115,20 +136,32 @@ impl Store {
         Ok(())
     }
 
-    fn put(&self, object: &Object) -> Result<(), Error> {
+    pub(crate) fn put(&self, object: &Object) -> Result<(), Error> {
         let digest = object.digest();
         let path = self.object_path(digest);
         if !path.is_file() {
             write_once(&path, object.bytes())?;
         }
-        if let Object::Statement(statement) = object {
-            for (_, subject) in statement.subjects() {
-                let dir = self.entry_dir("subjects", subject);
-                fs::create_dir_all(&dir).map_err(|e| mlpack_fs::Error::io(Operation::CreateDir, &dir, e))?;
-                let entry = dir.join(digest.to_string());
-                fs::File::create(&entry).map_err(|e| mlpack_fs::Error::io(Operation::Create, &entry, e))?;
+        match object {
+            Object::Statement(statement) => {
+                for (_, subject) in statement.subjects() {
+                    self.index("subjects", subject, digest)?;
+                }
             }
+            Object::Signed(signed) => {
+                self.put(&Object::Statement(signed.1.clone()))?;
+                self.index("signatures", signed.1.digest(), digest)?;
+            }
+            Object::Run(..) => {}
         }
+        Ok(())
+    }
+
+    fn index(&self, kind: &str, key: Sha256, object: Sha256) -> Result<(), Error> {
+        let dir = self.entry_dir(kind, key);
+        fs::create_dir_all(&dir).map_err(|e| mlpack_fs::Error::io(Operation::CreateDir, &dir, e))?;
+        let entry = dir.join(object.to_string());
+        fs::File::create(&entry).map_err(|e| mlpack_fs::Error::io(Operation::Create, &entry, e))?;
         Ok(())
     }
 
@@ -151,17 +184,25 @@ impl Store {
         names(&self.entry_dir("subjects", subject)).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Every statement of the store whose bytes are whole, up to a limit, in the order of digests.
-    pub(crate) fn statements(&self, limit: usize) -> Vec<Statement> {
+    /// Digests of the bundles that the index lists for a statement, in order.
+    pub(crate) fn signatures(&self, statement: Sha256) -> Vec<Sha256> {
+        names(&self.entry_dir("signatures", statement)).iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Every object of the store whose bytes are whole, up to a limit, in the order of digests.
+    pub(crate) fn objects(&self, limit: usize) -> Vec<Object> {
         let objects = self.dir().join("objects/sha256");
         let digests = names(&objects).into_iter().flat_map(|prefix| names(&objects.join(prefix)));
-        digests
-            .take(limit)
-            .filter_map(|name| match self.object(name.parse().ok()?) {
-                Ok(Some(Object::Statement(statement))) => Some(statement),
-                _ => None,
-            })
-            .collect()
+        digests.take(limit).filter_map(|name| self.object(name.parse().ok()?).ok().flatten()).collect()
+    }
+
+    /// Every statement among them.
+    pub(crate) fn statements(&self, limit: usize) -> Vec<Statement> {
+        let statement = |object| match object {
+            Object::Statement(statement) => Some(statement),
+            Object::Run(..) | Object::Signed(_) => None,
+        };
+        self.objects(limit).into_iter().filter_map(statement).collect()
     }
 
     /// Paths of `kind` (`locations` or `sources`) for a digest, resolved, in a fixed order.
@@ -199,7 +240,21 @@ impl Store {
 pub fn sidecar_path(artifact: &Path) -> PathBuf {
     // A path that ends with `/` still names the directory.
     let mut path: std::ffi::OsString = artifact.components().as_path().as_os_str().to_owned();
-    path.push(".claims.jsonl");
+    path.push(SIDECAR_ENDING);
+    PathBuf::from(path)
+}
+
+/// The signatures in the claims of an artifact, each with its statement, in the order of their digests. What cannot be read
+/// is left out: nothing is believed for being there.
+pub fn signatures_of(artifact: &Path) -> Vec<(Bundle, Statement)> {
+    let sidecar = Sidecar::open(&sidecar_path(artifact));
+    sidecar.iter().flat_map(Sidecar::bundles).cloned().collect()
+}
+
+/// The bundle of the step that made an artifact: `<artifact>.sigstore.json`.
+pub(crate) fn bundle_path(artifact: &Path) -> PathBuf {
+    let mut path: std::ffi::OsString = artifact.components().as_path().as_os_str().to_owned();
+    path.push(".sigstore.json");
     PathBuf::from(path)
 }
 

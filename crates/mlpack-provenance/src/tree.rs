@@ -1,12 +1,15 @@
 //! The identity of a directory: the root digest of OpenSSF Model Signing v1.0.
 
-use crate::Error;
+use crate::{Error, json};
 use mlpack_fs::{Operation, Sha256, hash_file};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Entries of the top level that are not part of a model: the ignore list of OpenSSF Model Signing, and mlpack's store.
-const IGNORED: [&str; 5] = [".git", ".gitattributes", ".github", ".gitignore", ".mlpack"];
+/// Entries of the top level that are not part of a model: the ignore list of OpenSSF Model Signing, mlpack's store, and a
+/// signature of the model.
+pub(crate) const IGNORED: [&str; 6] = [".git", ".gitattributes", ".github", ".gitignore", ".mlpack", "model.sig"];
+/// The ignore list of OpenSSF Model Signing itself.
+pub(crate) const GIT_FILES: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 /// Most files of a tree.
 const MAX_FILES: usize = 100_000;
 /// Deepest nesting of a tree.
@@ -20,31 +23,73 @@ pub fn tree_digest(files: &[(String, Sha256)]) -> Sha256 {
     Sha256::of_parts(sorted.iter().map(|(_, digest)| digest.as_bytes().as_slice()))
 }
 
-/// Hashes the regular files of a directory, by name. A link to a file counts as the file; links to directories are not
-/// followed, so that no tree is endless.
-pub(crate) fn hash_tree(dir: &Path) -> Result<Vec<(String, Sha256)>, Error> {
-    let mut files = Vec::new();
-    walk(dir, "", 0, &mut files)?;
-    files.sort();
-    files.into_iter().map(|(name, path)| Ok((name, hash_file(&path)?.0))).collect()
+/// A tensor, as [`tensors_digest`] takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorContent {
+    /// Its name.
+    pub name: String,
+    /// Its type, as its format spells it.
+    pub stored: String,
+    /// Its dimensions, outermost first.
+    pub shape: Vec<u64>,
+    /// The digest of its bytes.
+    pub sha256: Sha256,
 }
 
-fn walk(dir: &Path, prefix: &str, depth: usize, files: &mut Vec<(String, PathBuf)>) -> Result<(), Error> {
+/// sha256 over the canonical JSON of `[[name, type, shape, sha256], …]` in the order of names: the same for the same
+/// tensors, however they are spread over files and whatever else the files say.
+pub fn tensors_digest(tensors: &[TensorContent]) -> Sha256 {
+    let mut sorted: Vec<&TensorContent> = tensors.iter().collect();
+    sorted.sort_by(|a, b| (&a.name, &a.stored, &a.shape, a.sha256).cmp(&(&b.name, &b.stored, &b.shape, b.sha256)));
+    // Dimensions as text: readers do not agree on large numbers.
+    let row = |t: &&TensorContent| {
+        let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
+        serde_json::json!([t.name, t.stored, shape, t.sha256.to_string()])
+    };
+    Sha256::of(&json::canonical(&sorted.iter().map(row).collect::<Vec<_>>()))
+}
+
+/// A file of a directory.
+pub(crate) struct ListedFile {
+    /// Relative to the directory, `/` between parts.
+    pub name: String,
+    pub path: PathBuf,
+    pub is_link: bool,
+}
+
+/// Hashes the regular files of a directory, by name.
+pub(crate) fn hash_tree(dir: &Path) -> Result<Vec<(String, Sha256)>, Error> {
+    list_tree(dir, &IGNORED.map(str::to_owned))?
+        .into_iter()
+        .map(|file| Ok((file.name, hash_file(&file.path)?.0)))
+        .collect()
+}
+
+/// The regular files of a directory in the order of their names, without `ignored`: relative paths of files and
+/// directories. A link to a file counts as the file; links to directories are not followed, so that no tree is endless.
+pub(crate) fn list_tree(dir: &Path, ignored: &[String]) -> Result<Vec<ListedFile>, Error> {
+    let mut files = Vec::new();
+    walk(dir, "", 0, ignored, &mut files)?;
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+fn walk(dir: &Path, prefix: &str, depth: usize, ignored: &[String], files: &mut Vec<ListedFile>) -> Result<(), Error> {
     let list_error = |e| mlpack_fs::Error::io(Operation::List, dir, e);
     if depth > MAX_DEPTH {
         return Err(Error::TooMany { path: dir.to_owned(), what: "nested directories", limit: MAX_DEPTH });
     }
     for entry in fs::read_dir(dir).map_err(list_error)? {
         let entry = entry.map_err(list_error)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if depth == 0 && IGNORED.contains(&name.as_str()) {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if ignored.contains(&name) {
             continue;
         }
-        let name = format!("{prefix}{name}");
-        if entry.file_type().map_err(list_error)?.is_dir() {
-            walk(&entry.path(), &format!("{name}/"), depth + 1, files)?;
+        let kind = entry.file_type().map_err(list_error)?;
+        if kind.is_dir() {
+            walk(&entry.path(), &format!("{name}/"), depth + 1, ignored, files)?;
         } else if entry.path().is_file() {
-            files.push((name, entry.path()));
+            files.push(ListedFile { name, path: entry.path(), is_link: kind.is_symlink() });
         }
         if files.len() > MAX_FILES {
             return Err(Error::TooMany { path: dir.to_owned(), what: "files", limit: MAX_FILES });
@@ -79,6 +124,30 @@ mod tests {
         let digests = ["4", "2", "3", "1", ""].map(|c| Sha256::of(c.as_bytes()));
         let expected = Sha256::of_parts(digests.iter().map(|d| d.as_bytes().as_slice()));
         assert_eq!(tree_digest(&files), expected);
+    }
+
+    #[test]
+    fn tensors_are_known_whatever_their_order_and_any_difference_shows() {
+        let tensor = |name: &str, stored: &str, shape: &[u64], bytes: &[u8]| TensorContent {
+            name: name.to_owned(),
+            stored: stored.to_owned(),
+            shape: shape.to_vec(),
+            sha256: Sha256::of(bytes),
+        };
+        let (a, b) = (tensor("a", "F16", &[2, 3], b"a"), tensor("b", "F16", &[6], b"b"));
+        let both = tensors_digest(&[a.clone(), b.clone()]);
+        assert_eq!(both, tensors_digest(&[b.clone(), a.clone()]));
+        let expected =
+            format!("[[\"a\",\"F16\",[\"2\",\"3\"],\"{}\"],[\"b\",\"F16\",[\"6\"],\"{}\"]]", a.sha256, b.sha256);
+        assert_eq!(both, Sha256::of(expected.as_bytes()));
+        for other in [
+            tensor("c", "F16", &[2, 3], b"a"),
+            tensor("a", "BF16", &[2, 3], b"a"),
+            tensor("a", "F16", &[3, 2], b"a"),
+            tensor("a", "F16", &[2, 3], b"x"),
+        ] {
+            assert_ne!(tensors_digest(&[other, b.clone()]), both);
+        }
     }
 
     #[test]

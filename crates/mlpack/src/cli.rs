@@ -1,5 +1,9 @@
 //! The command line.
 
+mod lineage;
+
+pub use lineage::*;
+
 use crate::exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -51,6 +55,16 @@ pub enum Command {
     Import(ImportArgs),
     /// Show what a file is made from, back to its training run, and how far that was checked
     Trace(TraceArgs),
+    /// Do the recorded steps again from their recorded inputs, and compare what comes out
+    Rebuild(RebuildArgs),
+    /// Record the training run of an adapter
+    Run(RunArgs),
+    /// Make a key pair for signing
+    Keygen(KeygenArgs),
+    /// Sign what is stated about an artifact and where it comes from; for a directory, its files too
+    Sign(SignArgs),
+    /// Check signatures and lineage against trusted keys or a policy
+    Verify(VerifyArgs),
     /// List the architectures that can be converted
     Archs(ArchsArgs),
     /// Print shell completions
@@ -71,7 +85,7 @@ pub struct SourceArgs {
     pub adapters: Vec<String>,
     #[command(flatten)]
     pub merging: MergingArgs,
-    /// Training run of the adapters: mlflow.db#RUN_ID or a trainer_state.json [default: the one beside the adapter]
+    /// Training run of the adapters: mlflow.db#RUN_ID, mlruns#RUN_ID or a trainer_state.json [default: the one near the adapter]
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
 }
@@ -266,6 +280,9 @@ pub struct ConvertArgs {
     /// Output directory
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+    /// Write into the files what they are made from: mlpack.* keys that trace shows as claims
+    #[arg(long)]
+    pub embed_provenance: bool,
     #[command(flatten)]
     pub resources: ResourceArgs,
     #[command(flatten)]
@@ -292,6 +309,9 @@ pub struct QuantizeArgs {
     /// Name of the outputs in a directory [default: the input's, without its type]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Write into the files what they are made from: mlpack.* keys that trace shows as claims
+    #[arg(long)]
+    pub embed_provenance: bool,
     #[command(flatten)]
     pub resources: ResourceArgs,
     #[command(flatten)]
@@ -301,7 +321,8 @@ pub struct QuantizeArgs {
 }
 
 /// What can be asked for a GGUF input alone.
-#[derive(Clone, Debug, Default, Args, Serialize)]
+#[derive(Clone, Debug, Default, Args, Deserialize, Serialize)]
+#[serde(default)]
 #[command(next_help_heading = "Quantization")]
 pub struct RequantizerArgs {
     /// Split the output as the input is split
@@ -423,6 +444,11 @@ pub struct PublishArgs {
     /// Who the manifests are for, separated by commas [default: modelpack]
     #[arg(long = "as", value_enum, value_name = "NAMES", value_delimiter = ',')]
     pub ecosystems: Vec<EcosystemArg>,
+    /// Sign which files are in which manifests, and let the signatures refer to them: PEM file, or env:NAME
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
     #[command(flatten)]
     pub image: ImageArgs,
     #[command(flatten)]
@@ -560,23 +586,6 @@ pub struct ModelfileArgs {
     /// LICENSE of the Modelfiles: a text file; repeat for several
     #[arg(long = "license", value_name = "FILE")]
     pub licenses: Vec<PathBuf>,
-}
-
-/// `mlpack trace`
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    mlpack trace out/legal-qa-Q4_K_M.gguf\n  \
-    mlpack trace out/legal-qa-Q4_K_M.gguf --check-store\n  \
-    mlpack trace out/legal-qa-Q4_K_M.gguf --json\n\n\
-    verified: the bytes were found and have the stated digest. claimed: a statement or a run store says so.\n\
-    missing: nothing is there to check. mismatch: the bytes found are others (exit code 1).")]
-pub struct TraceArgs {
-    /// File or model directory
-    #[arg(value_name = "FILE")]
-    pub path: PathBuf,
-    /// Read the run store again and compare it with the record; its path if it has moved
-    #[arg(long, value_name = "STORE", num_args = 0..=1, require_equals = true)]
-    pub check_store: Option<Option<PathBuf>>,
 }
 
 /// `mlpack archs`

@@ -21,8 +21,8 @@ pub enum Exit {
 }
 
 /// The text of `--help` about exit codes.
-pub const HELP: &str = "Exit codes: 0 done; 1 the answer is no (a trace that does not hold, an \
-    error over its limit); 2 usage; 3 bad input; \
+pub const HELP: &str = "Exit codes: 0 done; 1 the answer is no (a trace that does not hold, a \
+    policy that is not met, an error over its limit); 2 usage; 3 bad input; \
     4 environment (missing file, full disk, permission, network); 70 a bug, please report it.";
 
 impl From<Exit> for ExitCode {

@@ -157,7 +157,12 @@ pub fn quantize_options(
 }
 
 fn imatrix(named: &str, args: &QuantizerArgs, folder: &Path) -> anyhow::Result<Imatrix> {
-    let mut importance = Importance::open(&folder.join(named)).map_err(mlpack_convert::Error::from)?;
+    imatrix_at(&folder.join(named), named, args)
+}
+
+/// The importance matrix at `path`, which the output's metadata calls `named`.
+pub fn imatrix_at(path: &Path, named: &str, args: &QuantizerArgs) -> anyhow::Result<Imatrix> {
+    let mut importance = Importance::open(path).map_err(mlpack_convert::Error::from)?;
     importance.keep(&args.include_weights, &args.exclude_weights);
     Ok(Imatrix {
         importance: Arc::new(importance),

@@ -2,17 +2,23 @@
 
 use anyhow::bail;
 use mlpack_convert::{Done, Plan, SealedFile, Source};
-use mlpack_fs::hash_file;
-use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Store, find_run};
+use mlpack_fs::{Sha256, hash_file};
+use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Step, StepKind, Store, find_run};
+use mlpack_tensor::MetaValue;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Everything that a merge, a conversion or a quantization read.
+/// The annotation with the place of one of several adapters.
+pub const ORDER: &str = "order";
+
+/// Everything that a merge, a conversion or a quantization read. `weights` are the files with weights and their digests;
+/// runs are recorded where a store is given.
 pub fn dependencies(
     source: &Source,
     plan: &Plan,
-    done: &Done,
+    weights: &[(PathBuf, Sha256)],
     runs: &[FoundRun],
-    store: &Store,
+    store: Option<&Store>,
 ) -> anyhow::Result<Vec<Dependency>> {
     let adapters = source.adapters();
     let weights_role = match adapters {
@@ -20,30 +26,132 @@ pub fn dependencies(
         [] => Role::Model,
         _ => Role::Base,
     };
+    // A statement lists its inputs by name, and the first of several adapters may not be the first of these.
+    let numbered = |dependency: Dependency, place: usize| match adapters.len() {
+        1 => dependency,
+        _ => dependency.annotate(ORDER, place.to_string()),
+    };
     let mut dependencies: Vec<Dependency> =
-        done.inputs.iter().map(|file| Dependency::file(weights_role, &file.path, file.sha256)).collect();
+        weights.iter().map(|(path, sha256)| Dependency::file(weights_role, path, *sha256)).collect();
     let index = source.checkpoint().and_then(|checkpoint| checkpoint.index());
     for path in index.into_iter().map(Path::to_owned).chain(plan.described_by.iter().cloned()) {
         let (sha256, _) = hash_file(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_tokenizer =
-            ["token", "vocab", "merges", "chat_template", "special"].iter().any(|part| name.contains(part));
-        let role = if is_tokenizer { Role::Tokenizer } else { Role::Config };
-        dependencies.push(Dependency::file(role, &path, sha256));
+            || ["token", "vocab", "merges", "chat_template", "special"].iter().any(|part| name.contains(part));
+        let role = match path.extension() {
+            // No model directory has such a file.
+            Some(extension) if extension == "toml" => Role::Architecture,
+            _ if is_tokenizer() => Role::Tokenizer,
+            _ => Role::Config,
+        };
+        let of_adapter = adapters.iter().position(|(adapter, _)| adapter.weights_path().parent() == path.parent());
+        let file = Dependency::file(role, &path, sha256);
+        dependencies.push(of_adapter.map_or(file.clone(), |place| numbered(file, place)));
     }
-    for ((adapter, weight), run) in adapters.iter().zip(runs) {
+    for (i, ((adapter, weight), run)) in adapters.iter().zip(runs).enumerate() {
         let weights = adapter.weights_path();
         let (sha256, _) = hash_file(weights)?;
-        dependencies.push(Dependency::file(Role::Adapter, weights, sha256).annotate("weight", weight.to_string()));
+        let file = Dependency::file(Role::Adapter, weights, sha256).annotate("weight", weight.to_string());
+        dependencies.push(numbered(file, i));
         if let Some(config) = adapter.config_path() {
-            dependencies.push(Dependency::file(Role::Config, config, hash_file(config)?.0));
+            dependencies.push(numbered(Dependency::file(Role::Config, config, hash_file(config)?.0), i));
         }
-        dependencies.push(store.record_run(run, &[Artifact::file(weights, sha256)])?);
+        dependencies.push(numbered(run_dependency(run, weights, sha256, store)?, i));
+    }
+    // An adapter that is converted for itself.
+    if let (true, [run], [(path, sha256), ..]) = (source.is_adapter(), runs, weights) {
+        dependencies.push(run_dependency(run, path, *sha256, store)?);
     }
     if let Some(importance) = &plan.importance {
         dependencies.push(Dependency::file(Role::Imatrix, importance.path(), *importance.sha256()));
     }
     Ok(dependencies)
+}
+
+fn run_dependency(run: &FoundRun, weights: &Path, sha256: Sha256, store: Option<&Store>) -> anyhow::Result<Dependency> {
+    Ok(match store {
+        Some(store) => store.record_run(run, &[Artifact::file(weights, sha256)])?,
+        None => run.dependency(),
+    })
+}
+
+/// The files with weights that were read, with their digests.
+pub fn weights(done: &Done) -> Vec<(PathBuf, Sha256)> {
+    done.inputs.iter().map(|file| (file.path.clone(), file.sha256)).collect()
+}
+
+/// Writes into every planned GGUF file what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's
+/// own files do not say. The inputs are read once more for that: their digests stand before the weights.
+pub fn embed(
+    kind: StepKind,
+    source: &Source,
+    plan: &mut Plan,
+    runs: &[FoundRun],
+    parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
+) -> anyhow::Result<()> {
+    let files = source.files();
+    let weights: Vec<(PathBuf, Sha256)> = files
+        .iter()
+        .map(|file| Ok((file.path().to_owned(), hash_file(file.path())?.0)))
+        .collect::<anyhow::Result<_>>()?;
+    let dependencies = dependencies(source, plan, &weights, runs, None)?;
+    let mut shared: Vec<(String, MetaValue)> = Vec::new();
+    let text = |text: &str| MetaValue::String(text.to_owned());
+    for (role, word) in [(Role::Base, "base"), (Role::Model, "model"), (Role::Adapter, "adapter")] {
+        for (i, input) in dependencies.iter().filter(|d| d.role() == role).enumerate() {
+            let digest = input.sha256().map(|digest| digest.to_string()).unwrap_or_default();
+            shared.push((format!("mlpack.{word}.{i}.name"), text(input.name())));
+            shared.push((format!("mlpack.{word}.{i}.sha256"), MetaValue::String(digest)));
+        }
+    }
+    let (mut datasets, mut bases) = (Vec::new(), Vec::new());
+    for (i, run) in runs.iter().enumerate() {
+        let FoundRun::Known(run) = run else { continue };
+        shared.push((format!("mlpack.run.{i}.uri"), text(&run.record.source.uri)));
+        shared.push((format!("mlpack.run.{i}.sha256"), text(&run.record.digest().to_string())));
+        datasets.extend(run.record.datasets.iter().map(|d| (d.name.as_str(), d.sha256.as_deref())));
+        bases.extend(run.record.base_model.as_ref().map(|base| base.name.as_str()));
+    }
+    for (i, (_, sha256)) in datasets.iter().enumerate() {
+        shared.extend(sha256.map(|sha256| (format!("mlpack.dataset.{i}.sha256"), text(sha256))));
+    }
+    for (what, names) in [("base_model", bases), ("dataset", datasets.into_iter().map(|(name, _)| name).collect())] {
+        if !names.is_empty() {
+            shared.push((format!("general.{what}.count"), MetaValue::U32(names.len() as u32)));
+        }
+        for (i, name) in names.into_iter().enumerate() {
+            shared.push((format!("general.{what}.{i}.name"), text(name)));
+        }
+    }
+    let mut told = Vec::new();
+    for output in &mut plan.outputs {
+        let variant = output.variant.unwrap_or_default();
+        // Of the parts of a split file the first one speaks for all.
+        if told.contains(&variant) {
+            continue;
+        }
+        told.push(variant);
+        let build = Step::new(kind, parameters(variant)?, dependencies.clone()).build_id()?;
+        let mut entries = vec![("mlpack.build".to_owned(), text(&build.to_string()))];
+        entries.extend(shared.iter().cloned());
+        mlpack_convert::add_metadata(output, &entries)?;
+    }
+    Ok(())
+}
+
+/// What a file says about where it comes from: the `mlpack.*` entries of its metadata.
+pub fn embedded(path: &Path) -> Vec<(String, String)> {
+    if !path.is_file() || !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        return Vec::new();
+    }
+    // A file that is no GGUF says nothing.
+    let Ok(gguf) = mlpack_gguf::GgufFile::open(path) else { return Vec::new() };
+    let entry = |(key, value): (&str, &MetaValue)| match value {
+        MetaValue::String(text) if key.starts_with("mlpack.") => Some((key.to_owned(), text.clone())),
+        _ => None,
+    };
+    gguf.metadata().iter().filter_map(entry).collect()
 }
 
 /// The training run of each adapter: the one named, else the one that files beside the adapter tell about.

@@ -5,7 +5,10 @@
 mod cli;
 mod commands;
 mod exit;
+mod html;
+mod http;
 mod inputs;
+mod keys;
 mod lineage;
 mod show;
 
@@ -47,6 +50,11 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Export(args) => commands::export(&args, &out),
         Command::Import(args) => commands::import(&args, &out),
         Command::Trace(args) => commands::trace(&args, &out),
+        Command::Rebuild(args) => commands::rebuild(&args, &out),
+        Command::Run(args) => commands::run(&args, &out),
+        Command::Keygen(args) => commands::keygen(&args, &out),
+        Command::Sign(args) => commands::sign(&args, &out),
+        Command::Verify(args) => commands::verify(&args, &out),
         Command::Archs(args) => commands::archs(&args, &out),
         Command::Completions { shell } => commands::completions(shell),
     }

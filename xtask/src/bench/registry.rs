@@ -6,61 +6,16 @@
 use super::cost::{Cost, measure, megabytes};
 use super::{Bench, Report, fresh};
 use crate::process::{self, ensure, find};
-use anyhow::{Context as _, Result, bail};
-use std::io::{BufRead as _, BufReader, Write as _};
+use crate::registry::Registry;
+use anyhow::{Context as _, Result};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 /// Bytes of the file.
 const BYTES: usize = 2_000_000_000;
 /// The most resident memory that mlpack may take.
 const RSS_LIMIT: u64 = 100_000_000;
-
-/// A registry that ends with its value.
-struct Registry {
-    child: Child,
-    host: String,
-}
-
-impl Registry {
-    fn start(dir: &Path) -> Result<Registry> {
-        fresh(dir)?;
-        let config = serde_json::json!({
-            "version": "0.1", "log": {"level": "info"}, "http": {"addr": "127.0.0.1:0", "secret": "bench"},
-            "storage": {"filesystem": {"rootdirectory": dir.join("data")}},
-        });
-        let path = dir.join("config.yml");
-        std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write `{}`", path.display()))?;
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&path)
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start docker-registry")?;
-        let mut log = BufReader::new(child.stderr.take().context("docker-registry has no standard error")?);
-        let mut line = String::new();
-        loop {
-            line.clear();
-            if log.read_line(&mut line)? == 0 {
-                bail!("docker-registry ended before it listened");
-            }
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                let host = rest.split(['"', ',', ' ', '\n']).next().unwrap_or_default().to_owned();
-                std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-                return Ok(Registry { child, host });
-            }
-        }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 /// One tool's way of doing the work.
 struct Way {

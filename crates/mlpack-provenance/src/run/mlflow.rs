@@ -3,11 +3,11 @@
 //! The database is untrusted: it is opened immutable, without views and triggers, values and row counts are bounded, and
 //! a query that runs too long is interrupted.
 
-use super::record::{Dataset, LinkedModel, RunRecord, Source};
-use super::redact::{redact, redact_table};
+use super::curve;
+use super::record::LinkedModel;
+use super::store::{Contents, LoggedDataset, Runs, encode_byte};
 use crate::Error;
 use mlpack_fs::Operation;
-use mlpack_tensor::nearest;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Row};
@@ -20,23 +20,13 @@ const MAX_VALUE_LEN: i32 = 1 << 20;
 const MAX_TEXT_LEN: usize = 64 << 10;
 /// Most parameters, metrics, tags, datasets or models of a run.
 const MAX_ROWS: usize = 4096;
-/// Most values of a curve.
-const MAX_POINTS: usize = 200_000;
+/// Most values of all metrics.
+const MAX_POINTS: usize = 2_000_000;
 /// Most runs looked at for a suggestion.
 const MAX_LISTED_RUNS: usize = 1000;
 /// Steps of SQLite's virtual machine between two looks at the budget, and how many looks there are.
 const STEPS_PER_LOOK: i32 = 1_000_000;
 const MAX_LOOKS: u32 = 5_000;
-
-/// The tags that say which code ran. Others may hold user names and host folders.
-const CODE_TAGS: [&str; 6] = [
-    "mlflow.parentRunId",
-    "mlflow.source.git.branch",
-    "mlflow.source.git.commit",
-    "mlflow.source.git.repoURL",
-    "mlflow.source.name",
-    "mlflow.source.type",
-];
 
 /// The columns that are read of each table that must be there.
 const REQUIRED: [(&str, &[&str]); 5] = [
@@ -51,6 +41,7 @@ const DATASETS: &[&str] = &["dataset_uuid", "name", "digest", "dataset_source"];
 const INPUTS: &[&str] = &["input_uuid", "source_type", "source_id", "destination_type", "destination_id"];
 const INPUT_TAGS: &[&str] = &["input_uuid", "name", "value"];
 const LOGGED_MODELS: &[&str] = &["model_id", "name", "source_run_id"];
+const ARTIFACTS: &[&str] = &["artifact_uri", "run_uuid"];
 const MODEL_VERSIONS: &[&str] = &["name", "version", "run_id"];
 
 /// An open tracking store.
@@ -96,8 +87,12 @@ impl MlflowStore {
         Ok(store)
     }
 
-    /// The record of a run as this store alone tells it.
-    pub fn read_run(&self, run_id: &str) -> Result<RunRecord, Error> {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What this store says about a run; `None` when it does not have it.
+    pub fn read(&self, run_id: &str) -> Result<Option<Contents>, Error> {
         let found = self.rows(
             "SELECT r.name, r.status, r.lifecycle_stage, r.start_time, r.end_time, e.name FROM runs r \
              LEFT JOIN experiments e ON e.experiment_id = r.experiment_id WHERE r.run_uuid = ?1",
@@ -105,77 +100,68 @@ impl MlflowStore {
             "runs of one id",
             |row| Ok([text(row, 0)?, text(row, 1)?, text(row, 2)?, text(row, 3)?, text(row, 4)?, text(row, 5)?]),
         )?;
-        let Some([name, status, lifecycle, started, ended, experiment]) = found.into_iter().next() else {
-            return Err(self.run_not_found(run_id)?);
+        let Some([name, status, lifecycle, started_ms, ended_ms, experiment]) = found.into_iter().next() else {
+            return Ok(None);
         };
-        let uri = format!("mlflow:{}/{}", percent_encode(experiment.as_deref().unwrap_or("")), percent_encode(run_id));
-        let mut record = RunRecord::new(Source { kind: "mlflow-sqlite".to_owned(), uri, file: file_name(&self.path) });
-        record.run_id = Some(run_id.to_owned());
-        record.experiment = experiment;
-        record.name = name;
-        record.status = status;
-        record.lifecycle = lifecycle.filter(|stage| stage != "active");
-        record.started_ms = started;
-        record.ended_ms = ended;
-        record.params = self.table("SELECT key, value FROM params WHERE run_uuid = ?1", run_id, "parameters")?;
-        redact_table(&mut record.params, &mut record.redacted);
-        record.metrics = self.metrics(run_id)?;
-        record.code = self.table("SELECT key, value FROM tags WHERE run_uuid = ?1", run_id, "tags")?;
-        record.code.retain(|key, value| CODE_TAGS.contains(&key.as_str()) && !value.is_empty());
-        redact_table(&mut record.code, &mut record.redacted);
-        record.datasets = self.datasets(run_id)?;
-        record.models = self.models(run_id)?;
-        Ok(record)
+        Ok(Some(Contents {
+            experiment,
+            name,
+            status,
+            lifecycle,
+            started_ms,
+            ended_ms,
+            params: self.table("SELECT key, value FROM params WHERE run_uuid = ?1", run_id, "parameters")?,
+            metrics: self.metrics(run_id)?,
+            tags: self.table("SELECT key, value FROM tags WHERE run_uuid = ?1", run_id, "tags")?,
+            logged: self.logged(run_id)?,
+            datasets: self.datasets(run_id)?,
+            models: self.models(run_id)?,
+            artifacts: self.artifacts(run_id)?,
+        }))
     }
 
-    /// The logged values of the loss curves by metric and step.
-    pub fn curve(&self, run_id: &str) -> Result<BTreeMap<(String, i64), Vec<f64>>, Error> {
-        let mut curve: BTreeMap<(String, i64), Vec<f64>> = BTreeMap::new();
-        if !self.has("metrics", METRICS)? {
-            return Ok(curve);
+    /// Where the run's artifacts are, when that is a folder here: as logged, or relative to the database.
+    fn artifacts(&self, run_id: &str) -> Result<Option<PathBuf>, Error> {
+        if !self.has("runs", ARTIFACTS)? {
+            return Ok(None);
         }
+        let uris = self
+            .rows("SELECT artifact_uri FROM runs WHERE run_uuid = ?1", run_id, "runs of one id", |row| text(row, 0))?;
+        let Some(uri) = uris.into_iter().flatten().next() else { return Ok(None) };
+        let place = Path::new(uri.strip_prefix("file://").unwrap_or(&uri)).to_owned();
+        let beside = self.path.parent().unwrap_or(Path::new("")).join(&place);
+        Ok([beside, place].into_iter().find(|path| path.is_dir()))
+    }
+
+    /// Every logged value by metric, in the order of steps.
+    fn logged(&self, run_id: &str) -> Result<curve::Logged, Error> {
+        let mut logged = curve::Logged::new();
+        if !self.has("metrics", METRICS)? {
+            return Ok(logged);
+        }
+        // Stores of early versions have neither column.
+        let or = |column: &'static str, other: &'static str| -> Result<&'static str, Error> {
+            Ok(if self.has("metrics", std::slice::from_ref(&column))? { column } else { other })
+        };
+        let (is_nan, timestamp) = (or("is_nan", "0")?, or("timestamp", "NULL")?);
         let sql = format!(
-            "SELECT key, step, value FROM metrics WHERE run_uuid = ?1 AND key IN ('loss', 'eval_loss', 'train_loss') \
-             ORDER BY key, step LIMIT {MAX_POINTS}"
+            "SELECT key, step, value, {is_nan} FROM metrics WHERE run_uuid = ?1 ORDER BY key, step, {timestamp}, value"
         );
-        let points = self.bounded_rows(&sql, run_id, "values of a curve", MAX_POINTS, |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, f64>(2)?))
+        let points = self.bounded_rows(&sql, run_id, "values of metrics", MAX_POINTS, |row| {
+            let value = match row.get::<_, bool>(3)? {
+                true => "NaN".to_owned(),
+                false => number(row.get::<_, f64>(2)?),
+            };
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, value))
         })?;
         for (key, step, value) in points {
-            curve.entry((key, step)).or_default().push(value);
+            logged.entry(key).or_default().push((step, value));
         }
-        Ok(curve)
-    }
-
-    /// The error that lists the runs there are, for a source without a run id.
-    pub fn run_not_named(&self) -> Result<Error, Error> {
-        let (runs, total) = self.runs()?;
-        Ok(Error::RunNotNamed { path: self.path.clone(), runs, total })
-    }
-
-    fn run_not_found(&self, run_id: &str) -> Result<Error, Error> {
-        let (runs, total) = self.runs()?;
-        let prefixed = runs.iter().map(|(id, _)| id.as_str()).filter(|id| run_id.len() >= 4 && id.starts_with(run_id));
-        let alike = nearest(run_id, runs.iter().map(|(id, _)| id.as_str()), 3);
-        let mut ids: Vec<&str> = prefixed.take(3).chain(alike).collect();
-        let mut seen = Vec::new();
-        ids.retain(|id| {
-            !seen.contains(id) && {
-                seen.push(id);
-                true
-            }
-        });
-        let named = runs.iter().filter(|(id, what)| !ids.contains(&id.as_str()) && what.contains(run_id));
-        let mut suggested: Vec<(String, String)> =
-            ids.iter().filter_map(|id| runs.iter().find(|(other, _)| other == id)).chain(named).cloned().collect();
-        if suggested.is_empty() {
-            suggested = runs.into_iter().take(5).collect();
-        }
-        Ok(Error::RunNotFound { path: self.path.clone(), run_id: run_id.to_owned(), nearest: suggested, total })
+        Ok(logged)
     }
 
     /// The newest runs, each with experiment, name and status, and the number of all runs.
-    fn runs(&self) -> Result<(Vec<(String, String)>, u64), Error> {
+    pub fn runs(&self) -> Result<Runs, Error> {
         let error = |source| Error::Sqlite { path: self.path.clone(), source };
         let total: i64 = self.db.query_row("SELECT count(*) FROM runs", [], |row| row.get(0)).map_err(error)?;
         let sql = format!(
@@ -201,7 +187,7 @@ impl MlflowStore {
         Ok(rows.into_iter().collect())
     }
 
-    fn datasets(&self, run_id: &str) -> Result<Vec<Dataset>, Error> {
+    fn datasets(&self, run_id: &str) -> Result<Vec<LoggedDataset>, Error> {
         if !self.has("datasets", DATASETS)? || !self.has("inputs", INPUTS)? {
             return Ok(Vec::new());
         }
@@ -223,35 +209,9 @@ impl MlflowStore {
                 true => self.table("SELECT name, value FROM input_tags WHERE input_uuid = ?1", &input, "input tags")?,
                 false => BTreeMap::new(),
             };
-            datasets.push(Dataset {
-                name: redact(&name),
-                context: tags.get("mlflow.data.context").cloned(),
-                source: source_location(&source).map(|s| redact(&s)),
-                claimed_digest: Some(digest),
-                claimed_algorithm: Some("mlflow-md5-8".to_owned()),
-                sha256: None,
-                not_hashed: None,
-                stated_by: file_name(&self.path),
-            });
+            datasets.push(LoggedDataset { name, digest, source, context: tags.get("mlflow.data.context").cloned() });
         }
         Ok(datasets)
-    }
-
-    /// Where each dataset was when it was logged, in the order of [`MlflowStore::read_run`]'s datasets; for looking it up
-    /// on this machine, not for a record.
-    pub fn dataset_locations(&self, run_id: &str) -> Result<Vec<Option<String>>, Error> {
-        if !self.has("datasets", DATASETS)? || !self.has("inputs", INPUTS)? {
-            return Ok(Vec::new());
-        }
-        let sources = self.rows(
-            "SELECT d.dataset_source FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id \
-             WHERE i.source_type = 'DATASET' AND i.destination_type = 'RUN' AND i.destination_id = ?1 \
-             ORDER BY d.name, d.digest, i.input_uuid",
-            run_id,
-            "datasets",
-            |row| text(row, 0),
-        )?;
-        Ok(sources.into_iter().map(|source| source_location(&source?)).collect())
     }
 
     fn models(&self, run_id: &str) -> Result<Vec<LinkedModel>, Error> {
@@ -377,31 +337,10 @@ fn cut(whole: &str) -> String {
     format!("{}… ({} more bytes)", &whole[..end], whole.len() - end)
 }
 
-/// The address in MLflow's `dataset_source`: JSON with `uri`, `path`, `url` or `source`, or plain text.
-fn source_location(source: &str) -> Option<String> {
-    match crate::json::parse(source.as_bytes()) {
-        Ok(value) => ["uri", "url", "path", "source"].iter().find_map(|key| Some(value.get(key)?.as_str()?.to_owned())),
-        Err(_) if source.is_empty() => None,
-        Err(_) => Some(source.to_owned()),
-    }
-}
-
 fn immutable_uri(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let path: String = path.as_os_str().as_bytes().iter().map(|b| encode_byte(*b, b"/")).collect();
     // `file:` with a path that starts with two slashes would be read as a host.
     let path = if path.starts_with("//") { format!("/.{path}") } else { path };
     format!("file:{path}?mode=ro&immutable=1")
-}
-
-fn percent_encode(text: &str) -> String {
-    text.bytes().map(|b| encode_byte(b, b"")).collect()
-}
-
-fn encode_byte(byte: u8, also_plain: &[u8]) -> String {
-    match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (byte as char).to_string(),
-        b if also_plain.contains(&b) => (b as char).to_string(),
-        b => format!("%{b:02X}"),
-    }
 }

@@ -1,5 +1,6 @@
 //! The record of a training run: a canonical JSON document (media type `application/vnd.mlpack.run.v1+json`).
 
+use super::curve::Curve;
 use crate::json;
 use mlpack_fs::Sha256;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,12 @@ pub struct RunRecord {
     /// The last value of each metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, String>,
+    /// Metrics over the steps: pairs of step and value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub curves: BTreeMap<String, Curve>,
+    /// Curves of which not every value is kept, with the number of values that there were.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub thinned: BTreeMap<String, String>,
     /// The tags that say which code ran.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub code: BTreeMap<String, String>,
@@ -167,6 +174,8 @@ impl RunRecord {
             ended_ms: None,
             params: BTreeMap::new(),
             metrics: BTreeMap::new(),
+            curves: BTreeMap::new(),
+            thinned: BTreeMap::new(),
             code: BTreeMap::new(),
             datasets: Vec::new(),
             base_model: None,

@@ -99,7 +99,14 @@ fn a_record_has_the_same_bytes_each_time_and_no_user_or_folder() {
 
 #[test]
 fn a_trainer_state_alone_is_a_run_without_an_id() {
-    let run = known(find_run(&fixture("legal-qa-lora"), None, Some(&fixture("dataset.jsonl"))).unwrap());
+    // Away from the store that has the run.
+    let dir = tempfile::tempdir().unwrap();
+    let lora = dir.path().join("legal-qa-lora");
+    fs::create_dir(&lora).unwrap();
+    for entry in fs::read_dir(fixture("legal-qa-lora")).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), lora.join(entry.file_name())).unwrap();
+    }
+    let run = known(find_run(&lora, None, Some(&fixture("dataset.jsonl"))).unwrap());
     assert_eq!(run.record.run_id, None);
     assert_eq!(
         run.record.source.uri,
@@ -151,7 +158,7 @@ fn sources_are_told_apart_by_their_text() {
         assert!(matches!(parse(text), Ok(RunSource::Mlflow { run_id: None, .. })), "{text}");
     }
     assert_eq!(parse("/x/trainer_state.json").unwrap(), RunSource::TrainerState("/x/trainer_state.json".into()));
-    for text in ["", "#ab", "4c421e9c", "https://example.org/runs/1"] {
+    for text in ["", "#ab", "4c421e9c", "ftp://example.org/runs/1"] {
         assert!(matches!(parse(text), Err(Error::UnknownRunSource { .. })), "{text}");
     }
 }
@@ -180,7 +187,7 @@ fn database(dir: &Path, extra: &str) -> PathBuf {
 
 fn read(extra: &str) -> Result<RunRecord, Error> {
     let dir = tempfile::tempdir().unwrap();
-    MlflowStore::open(&database(dir.path(), extra))?.read_run("r1")
+    RunStore::open(&database(dir.path(), extra))?.record("r1")
 }
 
 #[test]
@@ -207,16 +214,16 @@ fn hostile_databases_are_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let not_a_database = dir.path().join("x.db");
     fs::write(&not_a_database, b"{\"hello\": \"\x1b[31m\"}".repeat(100)).unwrap();
-    let error = MlflowStore::open(&not_a_database).err().unwrap();
+    let error = RunStore::open(&not_a_database).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Malformed);
     assert!(error.to_string().contains("sqlite: file is not a database"), "{error}");
 
     fs::write(&not_a_database, b"").unwrap();
-    let error = MlflowStore::open(&not_a_database).err().unwrap();
+    let error = RunStore::open(&not_a_database).err().unwrap();
     assert!(error.to_string().contains("no such table"), "an empty file is an empty database: {error}");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 
-    let error = MlflowStore::open(&dir.path().join("absent.db")).err().unwrap();
+    let error = RunStore::open(&dir.path().join("absent.db")).err().unwrap();
     assert!(matches!(&error, Error::Fs(e) if e.is_not_found()), "{error}");
 
     let view =
@@ -249,7 +256,7 @@ fn long_values_are_cut_and_text_is_escaped_in_messages() {
     assert!(record.params["a"].ends_with("0… (14464 more bytes)"));
     let dir = tempfile::tempdir().unwrap();
     let db = database(dir.path(), "UPDATE runs SET name = 'x' || char(27) || '[2J'");
-    let error = MlflowStore::open(&db).unwrap().read_run("r\u{1b}").unwrap_err().to_string();
+    let error = RunStore::open(&db).unwrap().record("r\u{1b}").unwrap_err().to_string();
     assert!(error.contains("\\u{1b}[2J") && !error.contains('\u{1b}'), "{error}");
 }
 
@@ -258,10 +265,10 @@ fn a_store_with_changes_in_a_journal_is_not_read_as_if_it_were_whole() {
     let dir = tempfile::tempdir().unwrap();
     let db = database(dir.path(), "");
     fs::write(dir.path().join("mlflow.db-wal"), b"something").unwrap();
-    let error = MlflowStore::open(&db).err().unwrap();
+    let error = RunStore::open(&db).err().unwrap();
     assert!(matches!(error, Error::UnfinishedStore { .. }), "{error}");
     fs::write(dir.path().join("mlflow.db-wal"), b"").unwrap();
-    assert!(MlflowStore::open(&db).is_ok());
+    assert!(RunStore::open(&db).is_ok());
 }
 
 #[test]
@@ -298,4 +305,103 @@ fn a_dataset_that_is_not_there_or_not_alone_is_only_claimed() {
     fs::write(adapter.path().join("d.jsonl"), "2").unwrap();
     assert_eq!(dataset(None).not_hashed.as_deref(), Some("2 different files have its name"));
     assert_eq!(dataset(Some(&adapter.path().join("d.jsonl"))).sha256, Some(Sha256::of(b"2").to_string()));
+}
+
+fn file_store() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/provenance/mlruns")
+}
+
+const FILE_RUN: &str = "ec1cfb20186b4095b35dfe27eb34c0bd";
+
+#[test]
+fn a_run_of_a_real_file_store_is_read_with_its_values() {
+    let store = RunStore::open(&file_store()).unwrap();
+    let record = store.record(FILE_RUN).unwrap();
+    assert_eq!(record.source.uri, format!("mlflow:lora-sft/{FILE_RUN}"));
+    assert_eq!((record.source.kind.as_str(), record.source.file.as_str()), ("mlflow-files", "mlruns"));
+    assert_eq!(record.name.as_deref(), Some("qwen-lora-r16"));
+    assert_eq!(record.status.as_deref(), Some("FINISHED"));
+    assert_eq!(record.started_ms.as_deref(), Some("1795307835037"));
+    let params: Vec<(&str, &str)> = record.params.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(params, [("learning_rate", "0.0002"), ("lora_alpha", "32"), ("lora_r", "16")]);
+    assert_eq!(record.metrics["train_loss"], "1.2");
+    let curve: Vec<(&str, &str)> = record.curves["train_loss"].iter().map(|(s, v)| (s.as_str(), v.as_str())).collect();
+    assert_eq!(curve, [("0", "2.1"), ("1", "1.5"), ("2", "1.2")]);
+    let dataset = &record.datasets[0];
+    assert_eq!((dataset.name.as_str(), dataset.context.as_deref()), ("train.jsonl", Some("training")));
+    assert_eq!(dataset.source.as_deref(), Some("data/train.jsonl"));
+    let models: Vec<(&str, &str, &str)> =
+        record.models.iter().map(|m| (m.kind.as_str(), m.name.as_str(), m.version.as_str())).collect();
+    assert_eq!(models, [("logged", "qwen-adapter", "m-cb4309f856b84bef920510308b829aaf"), ("registered", "qwen", "1")]);
+    let text = String::from_utf8(record.to_bytes()).unwrap();
+    assert!(!text.contains("someone"), "user names are left out: {text}");
+}
+
+#[test]
+fn a_run_is_found_by_the_weights_among_its_artifacts() {
+    let dir = tempfile::tempdir().unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").arg(file_store()).arg(dir.path().join("mlruns")).status();
+    assert!(copied.unwrap().success());
+    fs::create_dir(dir.path().join("lora")).unwrap();
+    let weights = dir.path().join("lora/adapter_model.safetensors");
+    let artifact = format!("mlruns/805627150609680605/{FILE_RUN}/artifacts/adapter/adapter_model.safetensors");
+    fs::copy(dir.path().join(artifact), &weights).unwrap();
+    let run = known(find_run(&dir.path().join("lora"), None, None).unwrap());
+    assert_eq!(run.record.run_id.as_deref(), Some(FILE_RUN));
+    assert!(!run.named_by_caller && run.record.inferred.contains(&"run_id".to_owned()));
+    fs::write(&weights, "other").unwrap();
+    assert!(matches!(find_run(&dir.path().join("lora"), None, None).unwrap(), FoundRun::Unknown { .. }));
+}
+
+#[test]
+fn a_file_store_with_a_mistake_says_where() {
+    let store = RunStore::open(&file_store()).unwrap();
+    let error = store.record("ec1cfb20").err().unwrap().to_string();
+    assert!(error.contains("no run `ec1cfb20`") && error.contains(FILE_RUN), "{error}");
+    for hostile in ["../../../etc", "", "models", "a/b"] {
+        assert!(matches!(store.record(hostile), Err(Error::RunNotFound { .. })), "{hostile}");
+    }
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(RunStore::open(empty.path()), Err(Error::NotAFileStore { .. })));
+    let run = empty.path().join("1/r1");
+    fs::create_dir_all(run.join("metrics")).unwrap();
+    fs::write(empty.path().join("1/meta.yaml"), "experiment_id: '1'\nname: e\n").unwrap();
+    fs::write(run.join("meta.yaml"), "run_id: r1\nstatus: 9\n").unwrap();
+    fs::write(run.join("metrics/loss"), "1 2.5 0\n2 x 1\n").unwrap();
+    let error = RunStore::open(empty.path()).unwrap().record("r1").err().unwrap().to_string();
+    assert!(error.contains("loss` line 2\n  expected: milliseconds, value, step"), "{error}");
+    fs::write(run.join("metrics/loss"), "1 NaN 0\n2 -inf 1\n").unwrap();
+    let record = RunStore::open(empty.path()).unwrap().record("r1").unwrap();
+    assert_eq!((record.metrics["loss"].as_str(), record.status.as_deref()), ("-inf", Some("9")));
+    fs::write(run.join("meta.yaml"), "run_id: [").unwrap();
+    let error = RunStore::open(empty.path()).unwrap().record("r1").err().unwrap().to_string();
+    assert!(error.contains("must be YAML"), "{error}");
+}
+
+#[test]
+fn a_server_that_answers_nonsense_is_named_and_nothing_is_asked_without_leave() {
+    let source = RunSource::parse("http://host:5000/#/experiments/1/runs/abc", Path::new("")).unwrap();
+    assert_eq!(source, RunSource::MlflowServer { url: "http://host:5000".to_owned(), run_id: Some("abc".to_owned()) });
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(find_run(dir.path(), Some(&source), None), Err(Error::NoNetwork { .. })));
+    let ask = |status: u16, body: &str| {
+        let fetch = |request: &Request| {
+            assert!(request.url.starts_with("http://host:5000/api/2.0/mlflow/"), "{}", request.url);
+            Ok(Answer { status, body: body.as_bytes().to_vec() })
+        };
+        find_run_with(dir.path(), Some(&source), None, Some(&fetch)).err().unwrap().to_string()
+    };
+    for (status, body, expected) in [
+        (200, "<html>", "an answer that is not JSON"),
+        (200, "{}", "no `run` in the answer"),
+        (401, "", "HTTP status 401"),
+        (500, "{\"message\": \"\\u001b[31mboom\"}", "HTTP status 500 \\u{1b}[31mboom"),
+        (404, "{\"error_code\": \"RESOURCE_DOES_NOT_EXIST\"}", "no run `abc`"),
+    ] {
+        let error = ask(status, body);
+        assert!(error.contains(expected), "{error}");
+    }
+    let refused = |_: &Request| Err("connection refused".to_owned());
+    let error = find_run_with(dir.path(), Some(&source), None, Some(&refused)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Io);
 }

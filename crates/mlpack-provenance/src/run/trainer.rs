@@ -2,6 +2,7 @@
 //! `TrainerState.save_to_json`), `adapter_config.json`, the model card, `training_args.bin` (a pickle: hashed, never
 //! loaded).
 
+use super::curve::Logged;
 use super::mlflow::{file_name, number};
 use super::record::{BaseModel, Dataset, Evidence};
 use super::redact::redact;
@@ -31,6 +32,8 @@ pub(super) struct TrainerState {
     pub progress: BTreeMap<String, String>,
     /// The last value of each logged metric.
     pub metrics: BTreeMap<String, String>,
+    /// Every logged value by metric.
+    pub logged: Logged,
     /// The loss curves by metric and step.
     pub curve: Vec<(String, i64, f64)>,
 }
@@ -47,6 +50,7 @@ impl TrainerState {
             PROGRESS.into_iter().filter_map(|key| Some((key.to_owned(), plain_number(state.get(key)?)?))).collect();
         let mut metrics = BTreeMap::new();
         let mut curve = Vec::new();
+        let mut logged = Logged::new();
         for entry in history.iter().filter_map(Value::as_object) {
             let step = entry.get("step").and_then(Value::as_i64);
             for (key, value) in entry {
@@ -56,11 +60,14 @@ impl TrainerState {
                 {
                     curve.push((key.clone(), step, value));
                 }
+                if let Some(step) = step {
+                    logged.entry(key.clone()).or_default().push((step, text.clone()));
+                }
                 metrics.insert(key.clone(), text);
             }
         }
         let evidence = evidence(path, mlpack_fs::Sha256::of(&bytes));
-        Ok(TrainerState { path: path.to_owned(), evidence, progress, metrics, curve })
+        Ok(TrainerState { path: path.to_owned(), evidence, progress, metrics, logged, curve })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Node, Trace};
 use crate::RunRecord;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 impl Trace {
@@ -32,6 +33,8 @@ struct WireNode<'a> {
     sha256: Option<String>,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    attested: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     facts: BTreeMap<&'a str, &'a str>,
@@ -39,6 +42,10 @@ struct WireNode<'a> {
     checked: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     record: Option<&'a RunRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    byproducts: &'a BTreeMap<String, Value>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     repeated: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -52,10 +59,13 @@ fn wire(node: &Node) -> WireNode<'_> {
         name: &node.name,
         sha256: node.sha256.map(|digest| digest.to_string()),
         state: node.state.name(),
+        attested: node.attested.map(super::State::name),
         note: node.note.as_deref(),
         facts: node.facts.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
         checked: node.checked.as_ref().map(|path| path.display().to_string()),
         record: node.record.as_deref(),
+        build: node.build.as_deref(),
+        byproducts: &node.byproducts,
         repeated: node.repeated,
         children: node.children.iter().map(wire).collect(),
     }

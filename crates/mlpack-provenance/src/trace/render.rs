@@ -58,7 +58,7 @@ fn push_node(node: &Node, first: &str, rest: &str, lines: &mut Vec<Line>) {
 }
 
 /// Consecutive files of the same role and state, of which there is nothing more to say, go on one line.
-fn group(nodes: &[Node]) -> Vec<&[Node]> {
+pub(super) fn group(nodes: &[Node]) -> Vec<&[Node]> {
     let plain = |n: &Node| {
         n.kind == NodeKind::Artifact
             && n.children.is_empty()
@@ -68,6 +68,17 @@ fn group(nodes: &[Node]) -> Vec<&[Node]> {
             && matches!(n.role.as_deref(), Some("config" | "tokenizer" | "artifact"))
     };
     nodes.chunk_by(|a, b| plain(a) && plain(b) && a.role == b.role && a.state == b.state && a.note == b.note).collect()
+}
+
+/// A name for a picture: of a file the last part, of an id or a URI the last part too.
+pub(super) fn short_name(node: &Node) -> String {
+    let name = node.name.trim_end_matches('/');
+    match node.kind {
+        NodeKind::Record | NodeKind::Artifact | NodeKind::Evidence => {
+            name.rsplit('/').next().unwrap_or(name).to_owned()
+        }
+        _ => name.to_owned(),
+    }
 }
 
 fn many_files(nodes: &[Node]) -> String {
@@ -88,6 +99,7 @@ fn head(node: &Node) -> String {
         (NodeKind::Dataset, _) => format!("dataset `{name}`"),
         (NodeKind::BaseModel, _) => format!("base model `{name}`"),
         (NodeKind::Evidence, _) => format!("evidence `{name}`"),
+        (NodeKind::Signature, _) => format!("signature `{name}`"),
         (NodeKind::Fault, _) => format!("fault in `{name}`"),
     };
     match (node.kind, node.sha256) {

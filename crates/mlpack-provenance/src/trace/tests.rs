@@ -163,19 +163,19 @@ fn a_chain_is_traced_from_the_gguf_to_the_dataset() {
 }
 
 const CHAIN: &str = "\
-`m-Q8_0.gguf`  sha256:<out/m-Q8_0.gguf>  [verified]
-└─ convert  statement <id>  (unsigned)  [claimed]
+`m-Q8_0.gguf`  sha256:<out/m-Q8_0.gguf>  [unsigned]
+└─ convert  statement <id>  (unsigned)  [unsigned]
    │  quant=Q8_0  to=gguf  mlpack=VERSION  by-products=tensor-types
-   ├─ model `merged/model.safetensors`  sha256:<out/merged/model.safetensors>  [verified]
-   │  └─ merge  statement <id>  (unsigned)  [claimed]
+   ├─ model `merged/model.safetensors`  sha256:<out/merged/model.safetensors>  [unsigned]
+   │  └─ merge  statement <id>  (unsigned)  [unsigned]
    │     │  dtype=BF16  mlpack=VERSION
-   │     ├─ base `base/model.safetensors`  sha256:<base/model.safetensors>  [verified]
-   │     ├─ adapter `lora/adapter_model.safetensors`  sha256:<lora/adapter_model.safetensors>  [verified]
+   │     ├─ base `base/model.safetensors`  sha256:<base/model.safetensors>  [unsigned]
+   │     ├─ adapter `lora/adapter_model.safetensors`  sha256:<lora/adapter_model.safetensors>  [unsigned]
    │     │  │  weight=1
-   │     │  └─ train  statement <id>  (unsigned, imported: mlpack did not train)  [claimed]
+   │     │  └─ train  statement <id>  (unsigned; imported: mlpack did not train)  [unsigned]
    │     │     │  run-named-by=caller  mlpack=VERSION
-   │     │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:5eed0631a2d0d6a7ba89e6f9fa950063bdcf87198a00cd0ef47887fe1d8ccbdd  [verified]
-   │     │        └─ training run 4c421e9ce91a40368c786c2f89e8fc82  [claimed]
+   │     │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:fb8941bb20d1c303ce5f34d97c0b6d554e0bb068bb9062998c11f2e86c8485d5  [unsigned]
+   │     │        └─ training run 4c421e9ce91a40368c786c2f89e8fc82  [unsigned]
    │     │           │  experiment=legal-qa  name=legal-qa-r8  status=FINISHED  train_loss=2.8095127211676703
    │     │           │  loss=2.2692888259887694  epoch=18.0  learning_rate=0.003  num_train_epochs=18
    │     │           │  per_device_train_batch_size=8  optim=adamw_torch_fused  seed=11  lr_scheduler_type=cosine
@@ -183,15 +183,15 @@ const CHAIN: &str = "\
    │     │           │  script=ft.py  started as=LOCAL  agreement=37 of 37 loss values equal lora/trainer_state.json
    │     │           │  as `mlflow.db` said when the record was made
    │     │           ├─ base model `kjv-llama`  (named by adapter_config.json)  [claimed]
-   │     │           ├─ dataset `us-constitution-qa`  sha256:<dataset.jsonl>  [verified]
+   │     │           ├─ dataset `us-constitution-qa`  sha256:<dataset.jsonl>  [unsigned]
    │     │           │     file=dataset.jsonl  used for=training  mlflow-md5-8 claimed by mlflow.db=f40d6cc6
-   │     │           ├─ evidence `lora/adapter_config.json`  sha256:<lora/adapter_config.json>  [verified]
-   │     │           └─ evidence `lora/trainer_state.json`  sha256:<lora/trainer_state.json>  [verified]
-   │     ├─ config `base/config.json`  sha256:<base/config.json>  [verified]
-   │     ├─ tokenizer `base/tokenizer.json`  sha256:<base/tokenizer.json>  [verified]
-   │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:5eed0631a2d0d6a7ba89e6f9fa950063bdcf87198a00cd0ef47887fe1d8ccbdd  (shown above)  [verified]
-   ├─ config `merged/config.json`  sha256:<base/config.json>  [verified]
-   └─ tokenizer `merged/tokenizer.json`  sha256:<base/tokenizer.json>  [verified]
+   │     │           ├─ evidence `lora/adapter_config.json`  sha256:<lora/adapter_config.json>  [unsigned]
+   │     │           └─ evidence `lora/trainer_state.json`  sha256:<lora/trainer_state.json>  [unsigned]
+   │     ├─ config `base/config.json`  sha256:<base/config.json>  [unsigned]
+   │     ├─ tokenizer `base/tokenizer.json`  sha256:<base/tokenizer.json>  [unsigned]
+   │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:fb8941bb20d1c303ce5f34d97c0b6d554e0bb068bb9062998c11f2e86c8485d5  (shown above)  [unsigned]
+   ├─ config `merged/config.json`  sha256:<base/config.json>  [unsigned]
+   └─ tokenizer `merged/tokenizer.json`  sha256:<base/tokenizer.json>  [unsigned]
 ";
 
 #[test]
@@ -203,20 +203,20 @@ fn the_sidecar_alone_is_enough_for_what_is_claimed() {
     }
     let trace = trace(&away.path().join("m-Q8_0.gguf"), &TraceOptions::default()).unwrap();
     assert!(trace.holds());
-    assert_eq!(trace.root.state, State::Verified);
+    assert_eq!(trace.root.state, State::Unsigned);
     let base = Chain::node(&trace, NodeKind::Artifact, "base/model.safetensors");
     assert_eq!((base.state, base.note.as_deref()), (State::Claimed, Some("its bytes are not here")));
     let run = Chain::node(&trace, NodeKind::Run, RUN_ID);
-    assert_eq!(run.state, State::Claimed);
+    assert_eq!(run.state, State::Unsigned);
     assert_eq!(run.record.unwrap().params["learning_rate"], "0.003");
     let record = Chain::node(&trace, NodeKind::Record, &format!("mlflow:legal-qa/{RUN_ID}"));
-    assert_eq!(record.state, State::Verified);
+    assert_eq!(record.state, State::Unsigned);
 
     // Bytes that come along under the stated name are checked.
     fs::create_dir(away.path().join("base")).unwrap();
     fs::copy(chain.path("base/model.safetensors"), away.path().join("base/model.safetensors")).unwrap();
     let trace = super::trace(&away.path().join("m-Q8_0.gguf"), &TraceOptions::default()).unwrap();
-    assert_eq!(Chain::node(&trace, NodeKind::Artifact, "base/model.safetensors").state, State::Verified);
+    assert_eq!(Chain::node(&trace, NodeKind::Artifact, "base/model.safetensors").state, State::Unsigned);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn the_store_alone_is_enough_and_a_moved_project_keeps_its_paths() {
     fs::rename(chain.dir.path(), &moved).unwrap();
     let trace = trace(&moved.join("out/m-Q8_0.gguf"), &TraceOptions::default()).unwrap();
     for name in ["base/model.safetensors", "lora/adapter_model.safetensors", "merged/model.safetensors"] {
-        assert_eq!(Chain::node(&trace, NodeKind::Artifact, name).state, State::Verified, "{name}");
+        assert_eq!(Chain::node(&trace, NodeKind::Artifact, name).state, State::Unsigned, "{name}");
     }
     fs::create_dir(chain.dir.path()).unwrap();
 }
@@ -249,20 +249,20 @@ fn a_step_in_another_folder_takes_over_what_is_known_about_its_inputs() {
     fs::copy(chain.path("gguf/m.gguf"), away.path().join("m.gguf")).unwrap();
     fs::copy(sidecar, away.path().join("m.gguf.claims.jsonl")).unwrap();
     let travelled = trace(&away.path().join("m.gguf"), &TraceOptions::default()).unwrap();
-    assert_eq!(Chain::node(&travelled, NodeKind::Run, RUN_ID).state, State::Claimed);
+    assert_eq!(Chain::node(&travelled, NodeKind::Run, RUN_ID).state, State::Unsigned);
     // The other store and the sidecars beside the inputs are no longer needed to find the bytes again.
     fs::remove_dir_all(chain.path("out/.mlpack")).unwrap();
     fs::remove_file(chain.path("out/merged.claims.jsonl")).unwrap();
     let trace = chain.trace("gguf/m.gguf");
-    assert_eq!(Chain::node(&trace, NodeKind::Artifact, "base/model.safetensors").state, State::Verified);
-    assert_eq!(Chain::node(&trace, NodeKind::Dataset, "us-constitution-qa").state, State::Verified);
+    assert_eq!(Chain::node(&trace, NodeKind::Artifact, "base/model.safetensors").state, State::Unsigned);
+    assert_eq!(Chain::node(&trace, NodeKind::Dataset, "us-constitution-qa").state, State::Unsigned);
 }
 
 #[test]
 fn a_directory_is_traced_by_its_tree() {
     let chain = Chain::new();
     let trace = chain.trace("out/merged");
-    assert_eq!(trace.root.state, State::Verified);
+    assert_eq!(trace.root.state, State::Unsigned);
     assert_eq!(trace.root.children[0].name, "merge");
     Chain::node(&trace, NodeKind::Run, RUN_ID);
     fs::write(chain.path("out/merged/extra.txt"), "x").unwrap();
@@ -379,12 +379,13 @@ fn an_edited_statement_or_record_is_found() {
 fn the_run_store_is_read_again_when_asked() {
     let chain = Chain::new();
     let trace = |check_store| {
-        let trace = trace(&chain.path("out/m-Q8_0.gguf"), &TraceOptions { check_store }).unwrap();
+        let trace =
+            trace(&chain.path("out/m-Q8_0.gguf"), &TraceOptions { check_store, ..TraceOptions::default() }).unwrap();
         let run = Chain::node(&trace, NodeKind::Run, RUN_ID);
         (run.state, run.note.unwrap())
     };
-    assert_eq!(trace(CheckStore::No).0, State::Claimed);
-    assert_eq!(trace(CheckStore::Remembered), (State::Verified, "`mlflow.db` says the same today".to_owned()));
+    assert_eq!(trace(CheckStore::No).0, State::Unsigned);
+    assert_eq!(trace(CheckStore::Remembered), (State::Unsigned, "`mlflow.db` says the same today".to_owned()));
     let db = rusqlite::Connection::open(chain.path("mlflow/mlflow.db")).unwrap();
     db.execute("UPDATE params SET value = '0.1' WHERE key = 'learning_rate'", []).unwrap();
     drop(db);
@@ -476,12 +477,12 @@ fn cycles_and_shared_inputs_end() {
             .map(|l| { l.split("statement ").next().unwrap().to_owned() })
             .collect::<Vec<_>>()
             .join("\n"),
-        "`a`  sha256:<a>  [verified]
+        "`a`  sha256:<a>  [unsigned]
 └─ urn:x\\u{1b}[31m  
    └─ `b`  sha256:<b>  [claimed]
       │  its bytes are not here
       └─ urn:x\\u{1b}[31m  
-         ├─ `a`  sha256:<a>  (shown above)  [verified]
+         ├─ `a`  sha256:<a>  (shown above)  [unsigned]
          └─ `../../etc/passwd`  sha256:<a>  (shown above)  [claimed]
                its bytes are not here"
     );
@@ -506,7 +507,7 @@ fn hostile_sidecars_are_bounded_and_their_faults_are_named() {
     let deep = "[".repeat(100_000).into_bytes();
     let unknown = br#"{"payload":"e30=","signatures":[]}"#.to_vec();
     let trace = with_sidecar(&[good, duplicate, deep, unknown, b"\x1b]0;title".to_vec()]);
-    assert_eq!(trace.root.state, State::Verified, "the good line still counts");
+    assert_eq!(trace.root.state, State::Unsigned, "the good line still counts");
     let faults: Vec<String> =
         trace.root.children.iter().filter(|n| n.kind == NodeKind::Fault).map(|n| n.note.clone().unwrap()).collect();
     assert_eq!(faults.len(), 3, "a line that others know is not a fault: {faults:?}");
@@ -529,7 +530,7 @@ fn the_json_form_has_its_schema_and_the_whole_record() {
     let json = chain.trace("out/m-Q8_0.gguf").to_json();
     assert_eq!(json["schema"], "mlpack.trace/v1");
     assert_eq!(json["holds"], true);
-    assert_eq!(json["root"]["state"], "verified");
+    assert_eq!(json["root"]["state"], "unsigned");
     assert_eq!(json["root"]["sha256"], chain.digest("out/m-Q8_0.gguf").to_string());
     let run =
         json["root"].pointer("/children/0/children/0/children/0/children/1/children/0/children/0/children/0").unwrap();

@@ -1,70 +1,169 @@
 //! Walking from digest to statement to digest.
 
-use super::{CheckStore, Node, NodeKind, State, Trace, TraceOptions};
-use crate::claims::{Claims, FoundRecord, Sidecar};
-use crate::run::{Dataset, MlflowStore};
+use super::embedded::Embedded;
+use super::{Image, Node, NodeKind, State, Trace, TraceOptions};
+use crate::claims::Claims;
+use crate::object::Object;
+use crate::sign::{About, MAX_SIGNATURE_LEN, MODEL_SIGNING_TYPE, Verdict, check_model, model_signature_path};
 use crate::statement::{Build, Descriptor};
-use crate::store::sidecar_path;
+use crate::store::{DIR_NAME, SIDECAR_ENDING};
 use crate::tree::hash_tree;
-use crate::{BUILDER, Error, RUN_MEDIA_TYPE, RunRecord, Statement, StepKind, UNKNOWN_RUN, tree_digest};
+use crate::{BUILDER, Error, RUN_MEDIA_TYPE, Statement, StepKind, Trust, UNKNOWN_RUN, tree_digest};
 use mlpack_fs::{Sha256, hash_file};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Most steps one after the other.
 const MAX_DEPTH: usize = 32;
 /// Most nodes of a trace.
 const MAX_NODES: usize = 8192;
-/// Most statements of a store that are looked through for an edited file's earlier digest.
-const MAX_SCANNED: usize = 4096;
-/// Fields shown of a record that a store contradicts.
-const SHOWN_DIFFERENCES: usize = 3;
 
 pub(super) fn walk(path: &Path, options: &TraceOptions) -> Result<Trace, Error> {
     let digest = hash_path(path)?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut walk = Walk {
-        options,
-        claims: Claims::default(),
-        folder: absolute.parent().map(Path::to_owned).unwrap_or_default(),
-        hashed: BTreeMap::new(),
-        expanded: BTreeSet::new(),
-        nodes: 1,
-        cut: false,
-    };
+    let mut walk = Walk::new(options, absolute.parent().unwrap_or(Path::new("")));
     walk.claims.look_around(&absolute);
     let name = absolute.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut root = Node::new(NodeKind::Artifact, name, State::Verified);
     root.sha256 = Some(digest);
     root.checked = Some(path.to_owned());
     root.children = walk.steps(digest, 0);
+    let model_signature = walk.model_signature(&absolute);
     if !root.children.iter().any(|child| child.kind == NodeKind::Step) {
         let (passed_on, _) = walk.claims.about(digest);
-        if passed_on.is_empty() {
-            (root.state, root.note) = walk.why_nothing(&absolute, digest);
-        } else {
+        if !passed_on.is_empty() {
             root.note = Some("not made by a step: passed on unchanged".to_owned());
-            root.children.extend(passed_on.iter().take(MAX_NODES).map(step_head));
+            let heads = passed_on.iter().take(MAX_NODES).map(|statement| walk.step_head(statement));
+            root.children.extend(heads);
+        } else if model_signature.is_none() {
+            (root.state, root.note) = walk.why_nothing(&absolute, digest);
         }
     }
-    for (place, fault) in walk.claims.faults() {
-        let mut node = Node::new(NodeKind::Fault, file_name(place), State::Mismatch);
-        node.note = Some(fault.to_owned());
-        root.children.push(node);
-    }
-    Ok(Trace { root, cut: walk.cut })
+    root.children.extend(model_signature);
+    walk.compare_embedded(digest, &mut root);
+    Ok(walk.finish(root))
 }
 
-struct Walk<'a> {
-    options: &'a TraceOptions,
-    claims: Claims,
+/// Bytes that are not here.
+pub(super) fn walk_digest(digest: Sha256, folder: &Path, options: &TraceOptions) -> Result<Trace, Error> {
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let mut walk = Walk::new(options, &absolute);
+    walk.claims.look_in(&absolute)?;
+    let (statements, _) = walk.claims.about(digest);
+    let names = statements.iter().flat_map(Statement::subjects);
+    let name = names.filter(|(_, subject)| *subject == digest).map(|(name, _)| name.to_owned()).min();
+    let name = name.unwrap_or_else(|| format!("sha256:{digest}"));
+    let mut root = Node::new(NodeKind::Artifact, name.clone(), State::Missing);
+    root.sha256 = Some(digest);
+    root.children = walk.steps(digest, 0);
+    if !root.children.iter().any(|child| child.kind == NodeKind::Step) {
+        root.note = Some("no statement about such bytes".to_owned());
+    }
+    let mut trace = walk.finish(root);
+    if let Some(attested) = trace.root.attested {
+        let (state, checked, note) = walk.find_bytes(&name, digest, Some(attested));
+        (trace.root.state, trace.root.checked, trace.root.note) = (state, checked, note);
+    }
+    Ok(trace)
+}
+
+/// An image: what states that it was packed, and each layer that something is stated about.
+pub(super) fn walk_image(image: &Image, options: &TraceOptions) -> Result<Trace, Error> {
+    let mut walk = Walk::new(options, image.near.as_deref().unwrap_or(Path::new("")));
+    if let Some(near) = &image.near {
+        walk.claims.look_around(&near.join(DIR_NAME));
+    }
+    for layer in image.layers.iter().filter(|layer| layer.name.ends_with(SIDECAR_ENDING)) {
+        if let Some(path) = &layer.path {
+            walk.claims.add_sidecar(path, &layer.name);
+        }
+        if let Some(bytes) = &layer.bytes {
+            walk.claims.add_sidecar_bytes(bytes, &layer.name);
+        }
+    }
+    for (origin, bytes) in &image.bundles {
+        walk.claims.add_bundle(origin, bytes);
+    }
+    let mut root = Node::new(NodeKind::Artifact, image.name.clone(), State::Unsigned);
+    root.sha256 = Some(image.manifest);
+    root.children = walk.steps(image.manifest, 0);
+    let packed = root.children.iter().any(|child| child.kind == NodeKind::Step);
+    for layer in &image.layers {
+        let fetched = layer.bytes.as_ref().map(|bytes| Some(Sha256::of(bytes)));
+        let (state, note) = match fetched.or_else(|| layer.path.as_ref().map(|path| walk.hash(path))) {
+            // Whoever pulls it checks the digest, which is the one that is stated.
+            None => (State::Unsigned, Some("known by its digest: its bytes stay in the registry".to_owned())),
+            Some(Some(found)) if found == layer.sha256 => (State::Unsigned, None),
+            Some(Some(found)) => (State::Mismatch, Some(format!("the layer's bytes have sha256 {found}"))),
+            Some(None) => (State::Missing, Some("the layer is not there".to_owned())),
+        };
+        let mut node = Node::new(NodeKind::Artifact, layer.name.clone(), state);
+        (node.sha256, node.note, node.checked) = (Some(layer.sha256), note, layer.path.clone());
+        node.role = Some("layer".to_owned());
+        if walk.expanded.contains(&layer.sha256) {
+            let (statements, _) = walk.claims.about(layer.sha256);
+            node.repeated = statements.iter().any(|s| !s.passes_through(layer.sha256));
+        } else {
+            node.children = walk.steps(layer.sha256, 1);
+        }
+        if let Some(best) = node.children.iter().filter_map(|child| child.attested).min() {
+            node.attested = Some(best);
+            node.state = if state == State::Unsigned { best } else { state };
+        }
+        // With a statement about the image the plain layers are its inputs already.
+        let told = packed && node.children.is_empty() && state != State::Mismatch;
+        if !told {
+            root.children.push(node);
+        }
+    }
+    if !packed {
+        // An image is as good as the worst of its models.
+        let worst = root.children.iter().filter(|node| node.attested.is_some()).map(|node| node.state).max();
+        root.state = worst.unwrap_or(State::Missing);
+        root.attested = root.children.iter().filter_map(|node| node.attested).max();
+        root.note = Some("nothing is stated about the image itself".to_owned());
+    }
+    Ok(walk.finish(root))
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(options: &'a TraceOptions, folder: &Path) -> Walk<'a> {
+        Walk {
+            options,
+            claims: Claims::default(),
+            folder: folder.to_owned(),
+            hashed: BTreeMap::new(),
+            expanded: BTreeSet::new(),
+            nodes: 1,
+            cut: false,
+        }
+    }
+
+    /// The root's state by what states it, and everything that is wrong with sidecars.
+    fn finish(&self, mut root: Node) -> Trace {
+        let stated = |node: &&Node| matches!(node.kind, NodeKind::Step | NodeKind::Signature);
+        if let Some(best) = root.children.iter().filter(stated).filter_map(|node| node.attested).min() {
+            (root.state, root.attested) = (best, Some(best));
+            if best == State::Mismatch && root.note.is_none() {
+                root.note = root.children.iter().filter(stated).find_map(|node| node.note.clone());
+            }
+        }
+        let faults = self.claims.faults().map(|(place, fault)| fault_node(&file_name(place), fault.to_owned()));
+        root.children.extend(faults);
+        root.children.extend(self.broken_in_sidecars());
+        Trace { root, cut: self.cut }
+    }
+}
+
+pub(super) struct Walk<'a> {
+    pub options: &'a TraceOptions,
+    pub claims: Claims,
     // The traced file's folder.
-    folder: PathBuf,
+    pub folder: PathBuf,
     // Digests of the paths hashed so far; `None` when a path cannot be read.
-    hashed: BTreeMap<PathBuf, Option<Sha256>>,
+    pub hashed: BTreeMap<PathBuf, Option<Sha256>>,
     // Digests whose steps are shown.
-    expanded: BTreeSet<Sha256>,
+    pub expanded: BTreeSet<Sha256>,
     nodes: usize,
     cut: bool,
 }
@@ -82,28 +181,36 @@ impl Walk<'_> {
             }
             nodes.push(self.step(statement, depth));
         }
-        for fault in faults {
-            let mut node = Node::new(NodeKind::Fault, "store", State::Mismatch);
-            node.note = Some(fault);
-            nodes.push(node);
-        }
+        nodes.extend(faults.into_iter().map(|fault| fault_node("store", fault)));
         nodes
     }
 
     fn step(&mut self, statement: &Statement, depth: usize) -> Node {
-        let mut node = step_head(statement);
+        let mut node = self.step_head(statement);
+        // Nothing is attested by a statement that was edited.
+        let attested = node.attested.filter(|state| *state != State::Mismatch);
         for dependency in statement.build.iter().flat_map(|build| &build.dependencies) {
             if !self.count() {
                 self.cut = true;
                 break;
             }
-            let child = self.dependency(dependency, depth);
+            let child = self.dependency(dependency, attested, depth);
             node.children.push(child);
+        }
+        // A run that was not known then may have been imported since, for every adapter of the step.
+        let has_run = |node: &Node| node.any(&|below| below.record.is_some());
+        let mut adapters = node.children.iter().filter(|child| child.role.as_deref() == Some("adapter")).peekable();
+        if adapters.peek().is_some() && adapters.all(|adapter| adapter.repeated || has_run(adapter)) {
+            let before = node.children.len();
+            node.children.retain(|child| child.kind != NodeKind::Run);
+            if node.children.len() < before {
+                node.facts.push(("run".to_owned(), "not known then, imported since".to_owned()));
+            }
         }
         node
     }
 
-    fn dependency(&mut self, dependency: &Descriptor, depth: usize) -> Node {
+    fn dependency(&mut self, dependency: &Descriptor, attested: Option<State>, depth: usize) -> Node {
         let role = dependency.annotation("role");
         let mut node = match (&dependency.uri, dependency.sha256) {
             (Some(uri), _) if uri == UNKNOWN_RUN => {
@@ -112,9 +219,9 @@ impl Walk<'_> {
                 node
             }
             (uri, Some(digest)) if dependency.media_type.as_deref() == Some(RUN_MEDIA_TYPE) => {
-                self.record(digest, uri.as_deref())
+                self.record(digest, uri.as_deref(), attested)
             }
-            (_, Some(digest)) => self.file(NodeKind::Artifact, &dependency.name, digest, depth),
+            (_, Some(digest)) => self.file(&dependency.name, digest, attested, depth),
             (uri, None) => {
                 let name = if dependency.name.is_empty() { uri.as_deref().unwrap_or("") } else { &dependency.name };
                 let mut node = Node::new(NodeKind::Artifact, name, State::Claimed);
@@ -123,6 +230,7 @@ impl Walk<'_> {
             }
         };
         node.role = role.map(str::to_owned);
+        node.attested = attested;
         let shown = |key: &str| !matches!(key, "role" | "reason" | "status");
         for (key, value) in dependency.annotations.iter().filter(|(key, _)| shown(key)) {
             node.facts.push((key.clone(), plain(value)));
@@ -131,9 +239,9 @@ impl Walk<'_> {
     }
 
     /// A file that something names by digest, and what it comes from.
-    fn file(&mut self, kind: NodeKind, name: &str, digest: Sha256, depth: usize) -> Node {
-        let (state, checked, note) = self.find_bytes(name, digest);
-        let mut node = Node::new(kind, name, state);
+    fn file(&mut self, name: &str, digest: Sha256, attested: Option<State>, depth: usize) -> Node {
+        let (state, checked, note) = self.find_bytes(name, digest, attested);
+        let mut node = Node::new(NodeKind::Artifact, name, state);
         node.sha256 = Some(digest);
         node.note = note;
         if let Some(path) = &checked {
@@ -149,194 +257,102 @@ impl Walk<'_> {
         node
     }
 
-    /// Looks for the bytes where they were seen, then by name around the traced file, and hashes what is there.
-    fn find_bytes(&mut self, name: &str, digest: Sha256) -> (State, Option<PathBuf>, Option<String>) {
-        let places = self.claims.locations(digest);
-        let mut other = None;
-        for place in &places {
-            match self.hash(place) {
-                Some(found) if found == digest => return (State::Verified, Some(place.clone()), None),
-                Some(found) => other = Some((place, found)),
-                None => {}
+    /// A step without what it read.
+    fn step_head(&self, statement: &Statement) -> Node {
+        let mut node = Node::new(NodeKind::Step, statement.predicate_type.clone(), State::Unsigned);
+        node.sha256 = Some(statement.digest());
+        let judged = judge(&self.claims, &self.options.trust, statement);
+        node.state = judged.state;
+        node.children = judged.broken.into_iter().map(|(place, why)| fault_node(place, why)).collect();
+        let mut note = judged.note;
+        if let Some(build) = &statement.build {
+            let kind = StepKind::from_build_type(&build.build_type);
+            node.name = kind.map_or(build.build_type.as_str(), |kind| kind.name()).to_owned();
+            node.facts = step_facts(build);
+            node.byproducts = build.byproducts.clone();
+            node.build = build.invocation_id.clone();
+            if kind == Some(StepKind::Train) && node.state != State::Mismatch {
+                note.push_str("; imported: mlpack did not train");
             }
-        }
-        for place in self.places_by_name(name) {
-            if self.hash(&place) == Some(digest) {
-                return (State::Verified, Some(place), None);
-            }
-        }
-        match (other, places.first()) {
-            (Some((place, found)), _) => {
-                let note = format!("`{}` has sha256 {found} now", file_name(place));
-                (State::Mismatch, Some(place.clone()), Some(note))
-            }
-            (None, Some(_)) => (State::Missing, None, Some("no longer where it was".to_owned())),
-            (None, None) => (State::Claimed, None, Some("its bytes are not here".to_owned())),
-        }
-    }
-
-    /// `DIR/FILE` in the traced file's folder and in the one above. The name is untrusted: only one that stays inside.
-    fn places_by_name(&self, name: &str) -> Vec<PathBuf> {
-        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        if name.is_empty() || !inside {
-            return Vec::new();
-        }
-        self.folder.ancestors().take(2).map(|folder| folder.join(name)).collect()
-    }
-
-    /// The digest of a regular file or a directory; `None` for everything else.
-    fn hash(&mut self, path: &Path) -> Option<Sha256> {
-        if let Some(known) = self.hashed.get(path) {
-            return *known;
-        }
-        // Devices and pipes have no end.
-        let found = match fs::metadata(path) {
-            Ok(m) if m.is_file() || m.is_dir() => hash_path(path).ok(),
-            _ => None,
-        };
-        self.hashed.insert(path.to_owned(), found);
-        found
-    }
-
-    fn record(&mut self, digest: Sha256, uri: Option<&str>) -> Node {
-        let name = uri.unwrap_or("a training run");
-        let mut node = Node::new(NodeKind::Record, name, State::Verified);
-        node.sha256 = Some(digest);
-        let record = match self.claims.record(digest, uri) {
-            FoundRecord::Found(record, _) => record,
-            FoundRecord::Damaged(what) => {
-                node.state = State::Mismatch;
-                node.note = Some(what);
-                return node;
-            }
-            FoundRecord::Missing => {
-                node.state = State::Missing;
-                node.note = Some("the record is not here".to_owned());
-                return node;
-            }
-        };
-        if self.expanded.insert(digest) {
-            let run = self.run(digest, record);
-            node.children.push(run);
         } else {
-            node.repeated = true;
+            note.push_str("; of a kind that mlpack does not read");
         }
+        node.note = Some(note);
+        node.attested = Some(node.state);
         node
     }
 
-    fn run(&mut self, digest: Sha256, record: Box<RunRecord>) -> Node {
-        let mut node = Node::new(NodeKind::Run, record.label(), State::Claimed);
-        (node.state, node.note) = self.check_store(digest, &record);
-        node.facts = run_facts(&record);
-        if let Some(base) = &record.base_model {
-            let mut child = Node::new(NodeKind::BaseModel, base.name.clone(), State::Claimed);
-            child.facts.extend(base.revision.iter().map(|r| ("revision".to_owned(), r.clone())));
-            child.note = Some(format!("named by {}", base.stated_by));
-            node.children.push(child);
-        }
-        for dataset in &record.datasets {
-            let child = self.dataset(dataset);
-            node.children.push(child);
-        }
-        for evidence in &record.evidence {
-            let Ok(sha256) = evidence.sha256.parse() else { continue };
-            let (state, checked, note) = self.find_bytes(&evidence.file, sha256);
-            let mut child = Node::new(NodeKind::Evidence, evidence.file.clone(), state);
-            (child.sha256, child.checked, child.note) = (Some(sha256), checked, note);
-            node.children.push(child);
-        }
-        node.record = Some(record);
-        node
-    }
-
-    fn dataset(&mut self, dataset: &Dataset) -> Node {
-        let mut node = Node::new(NodeKind::Dataset, dataset.name.clone(), State::Claimed);
-        match dataset.sha256.as_deref().map(str::parse::<Sha256>) {
-            Some(Ok(digest)) => {
-                let file = dataset.source.as_deref().unwrap_or(&dataset.name);
-                (node.state, node.checked, node.note) = self.find_bytes(file, digest);
-                node.sha256 = Some(digest);
+    /// Signatures in sidecars that are not what they say, about whatever statement: what an edited one is about is not
+    /// known.
+    fn broken_in_sidecars(&self) -> Vec<Node> {
+        let judged = self.claims.sidecar_bundles().filter_map(|(place, (bundle, statement))| {
+            match self.options.trust.judge(bundle, about(statement)) {
+                Verdict::Broken(why) => Some(fault_node(&file_name(place), why)),
+                Verdict::Trusted(_) | Verdict::Untrusted(_) => None,
             }
-            Some(Err(_)) => node.note = Some("its digest is not one".to_owned()),
-            None => node.note = dataset.not_hashed.clone(),
-        }
-        node.facts.extend(dataset.source.iter().map(|s| ("file".to_owned(), s.clone())));
-        node.facts.extend(dataset.context.iter().map(|c| ("used for".to_owned(), c.clone())));
-        if let Some(claimed) = &dataset.claimed_digest {
-            let algorithm = dataset.claimed_algorithm.as_deref().unwrap_or("unknown");
-            node.facts.push((format!("{algorithm} claimed by {}", dataset.stated_by), claimed.clone()));
-        }
-        node
+        });
+        judged.collect()
     }
 
-    fn check_store(&self, digest: Sha256, record: &RunRecord) -> (State, Option<String>) {
-        let said = format!("as `{}` said when the record was made", record.source.file);
-        let run_id = match (&record.run_id, record.source.kind.as_str()) {
-            (Some(run_id), "mlflow-sqlite") => run_id,
-            _ => return (State::Claimed, Some(said)),
-        };
-        let db = match &self.options.check_store {
-            CheckStore::No => return (State::Claimed, Some(said)),
-            CheckStore::At(db) => db.clone(),
-            CheckStore::Remembered => match self.claims.sources(digest).into_iter().next() {
-                Some(db) => db,
-                None => return (State::Claimed, Some(format!("{said}; nobody noted where that is"))),
-            },
-        };
-        match MlflowStore::open(&db).and_then(|store| store.read_run(run_id)) {
-            Ok(today) => match differences(record, &today).as_slice() {
-                [] => (State::Verified, Some(format!("`{}` says the same today", record.source.file))),
-                all => {
-                    let more = match all.len().saturating_sub(SHOWN_DIFFERENCES) {
-                        0 => String::new(),
-                        n => format!(" and {n} more"),
-                    };
-                    let shown = all[..all.len().min(SHOWN_DIFFERENCES)].join(", ");
-                    let note = format!("`{}` says something else today: {shown}{more}", record.source.file);
-                    (State::Mismatch, Some(note))
+    /// Compares what a file says about itself with what is stated about it.
+    fn compare_embedded(&self, digest: Sha256, root: &mut Node) {
+        let embedded = Embedded::new(&self.options.embedded);
+        let Some(build) = embedded.build() else { return };
+        let (statements, _) = self.claims.about(digest);
+        if statements.iter().any(|statement| statement.build_id() == Some(build)) {
+            root.facts.push(("embedded build id".to_owned(), "fits the statement".to_owned()));
+            return;
+        }
+        let of_another = "its metadata is of another step: the file was altered or quantized again afterwards";
+        if statements.is_empty() {
+            // What the sidecar says of this build, it says about other bytes.
+            let stated = self.claims.all().into_iter().any(|object| match object {
+                Object::Statement(statement) => statement.build_id() == Some(build),
+                Object::Run(..) | Object::Signed(_) => false,
+            });
+            if root.state == State::Missing {
+                root.state = State::Claimed;
+                let alone = "no statement about these bytes; what follows the file says itself";
+                root.note = Some(if stated { of_another } else { alone }.to_owned());
+            }
+            root.facts.push(("embedded build id".to_owned(), build.to_owned()));
+            root.children.extend(embedded.nodes());
+        } else {
+            root.note = Some(of_another.to_owned());
+        }
+    }
+
+    /// The signature over the whole model, where there is one: `model.sig` in a directory, `FILE.sig` beside a file.
+    fn model_signature(&self, path: &Path) -> Option<Node> {
+        let signature = match &self.options.model_signature {
+            Some(given) => given.clone(),
+            None => {
+                let place = Some(model_signature_path(path)).filter(|place| place.is_file())?;
+                // Other tools call their signatures FILE.sig too.
+                if !path.is_dir()
+                    && !matches!(mlpack_fs::read_bounded(&place, MAX_SIGNATURE_LEN), Ok(bytes) if bytes.starts_with(b"{"))
+                {
+                    return None;
                 }
-            },
-            Err(e @ Error::RunNotFound { .. }) => {
-                let first = e.to_string();
-                (State::Mismatch, Some(first.lines().next().unwrap_or_default().to_owned()))
+                place
             }
-            Err(e) => {
-                let text = e.to_string();
-                (State::Missing, Some(text.lines().map(str::trim).collect::<Vec<_>>().join("; ")))
-            }
-        }
-    }
-
-    /// Why there is no step: nobody states one, or somebody states one about bytes that this path had before.
-    fn why_nothing(&self, path: &Path, digest: Sha256) -> (State, Option<String>) {
-        let name = file_name(path);
-        if let Some(sidecar) = Sidecar::open(&sidecar_path(path)) {
-            let subjects = || sidecar.statements().flat_map(Statement::subjects);
-            let named = subjects().find(|(subject, _)| *subject == name);
-            if let Some((subject, described)) = named.or_else(|| subjects().next()) {
-                let what = if subject == name { String::new() } else { format!(" `{subject}` with") };
-                let note = format!(
-                    "no statement about these bytes; a sidecar is there but describes{what} sha256 {described}"
-                );
-                return (State::Mismatch, Some(note));
-            }
-        }
-        let canonical = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        for store in self.claims.stores() {
-            for (subject, described) in store.statements(MAX_SCANNED).iter().flat_map(Statement::subjects) {
-                let was_here = || {
-                    let places = store.places("locations", described);
-                    places.iter().any(|place| fs::canonicalize(place).is_ok_and(|place| place == canonical))
+        };
+        let mut node = Node::new(NodeKind::Signature, file_name(&signature), State::Mismatch);
+        match check_model(path, &signature) {
+            Err(e) => node.note = Some(e.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")),
+            Ok(check) => {
+                let (state, note) = match (check.note(), self.options.trust.judge(&check.bundle, About::Model)) {
+                    (Some(faults), _) => (State::Mismatch, faults),
+                    (None, Verdict::Trusted(who)) => (State::Verified, who),
+                    (None, Verdict::Untrusted(why)) => (State::Untrusted, why),
+                    (None, Verdict::Broken(why)) => (State::Mismatch, why),
                 };
-                if subject.rsplit('/').next() == Some(&name) && described != digest && was_here() {
-                    let note = format!(
-                        "no statement about these bytes; this path had sha256 {described} when it was recorded"
-                    );
-                    return (State::Mismatch, Some(note));
-                }
+                node.facts = vec![("files".to_owned(), check.resources.len().to_string())];
+                (node.state, node.note) = (state, Some(note));
             }
         }
-        (State::Missing, Some("no statement about these bytes".to_owned()))
+        node.attested = Some(node.state);
+        Some(node)
     }
 
     fn count(&mut self) -> bool {
@@ -345,11 +361,12 @@ impl Walk<'_> {
     }
 }
 
-fn hash_path(path: &Path) -> Result<Sha256, Error> {
+/// The digest of a file, or the tree digest of a directory.
+pub fn hash_path(path: &Path) -> Result<Sha256, Error> {
     if path.is_dir() { Ok(tree_digest(&hash_tree(path)?)) } else { Ok(hash_file(path)?.0) }
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
@@ -360,27 +377,56 @@ fn plain(value: &serde_json::Value) -> String {
     }
 }
 
-/// A step without what it read.
-fn step_head(statement: &Statement) -> Node {
-    let mut node = Node::new(NodeKind::Step, statement.predicate_type.clone(), State::Claimed);
-    node.sha256 = Some(statement.digest());
-    let Some(build) = &statement.build else {
-        node.note = Some("unsigned, and of a kind that mlpack does not read".to_owned());
-        return node;
-    };
-    let kind = StepKind::from_build_type(&build.build_type);
-    node.name = kind.map_or(build.build_type.as_str(), |kind| kind.name()).to_owned();
-    node.facts = step_facts(build);
-    node.note = Some(match kind {
-        Some(StepKind::Train) => "unsigned, imported: mlpack did not train".to_owned(),
-        _ => "unsigned".to_owned(),
-    });
-    let ours = build.builder_id == BUILDER;
-    if ours && build.invocation_id != build.definition.map(|digest| digest.to_string()) {
-        node.state = State::Mismatch;
-        node.note = Some("its build id does not fit what it says: the statement was edited".to_owned());
+/// What the signatures over a statement come to.
+pub(super) struct Judged {
+    pub state: State,
+    /// Who signed, or why the state is not better.
+    pub note: String,
+    /// Signatures that do not fit: where, and why.
+    pub broken: Vec<(&'static str, String)>,
+}
+
+/// How far a statement can be believed: for its signatures, and for its build id.
+pub(super) fn judge(claims: &Claims, trust: &Trust, statement: &Statement) -> Judged {
+    let (bundles, faults) = claims.bundles(statement.digest());
+    let mut broken: Vec<_> = faults.into_iter().map(|fault| ("store", fault)).collect();
+    let (mut trusted, mut untrusted) = (Vec::new(), Vec::new());
+    for bundle in &bundles {
+        match trust.judge(bundle, about(statement)) {
+            Verdict::Trusted(who) => trusted.push(who),
+            Verdict::Untrusted(why) => untrusted.push(why),
+            Verdict::Broken(why) => broken.push(("signature", why)),
+        }
     }
+    let edited = statement.build.as_ref().is_some_and(|build| {
+        build.builder_id == BUILDER && build.invocation_id != build.definition.map(|digest| digest.to_string())
+    });
+    let (state, signed) = match (trusted.is_empty(), untrusted.is_empty(), broken.is_empty()) {
+        _ if edited => {
+            (State::Mismatch, vec!["its build id does not fit what it says: the statement was edited".to_owned()])
+        }
+        (false, ..) => (State::Verified, trusted),
+        (true, false, _) => (State::Untrusted, untrusted),
+        (true, true, false) => (State::Mismatch, vec!["its signature does not fit".to_owned()]),
+        (true, true, true) => (State::Unsigned, vec!["unsigned".to_owned()]),
+    };
+    Judged { state, note: signed.join("; "), broken }
+}
+
+/// Something that is wrong with a sidecar or a store.
+fn fault_node(place: &str, fault: String) -> Node {
+    let mut node = Node::new(NodeKind::Fault, place, State::Mismatch);
+    node.note = Some(fault);
     node
+}
+
+/// What a statement is about, for those who decide whether a key may sign it.
+fn about(statement: &Statement) -> About {
+    if statement.predicate_type == MODEL_SIGNING_TYPE {
+        return About::Model;
+    }
+    let build_type = statement.build.as_ref().map_or("", |build| build.build_type.as_str());
+    StepKind::from_build_type(build_type).map_or(About::Other, About::Step)
 }
 
 fn step_facts(build: &Build) -> Vec<(String, String)> {
@@ -389,84 +435,8 @@ fn step_facts(build: &Build) -> Vec<(String, String)> {
     facts.sort();
     facts.extend(build.builder_version.iter().map(|(tool, version)| (tool.clone(), version.clone())));
     if !build.byproducts.is_empty() {
-        facts.push(("by-products".to_owned(), build.byproducts.join(", ")));
+        let names: Vec<&str> = build.byproducts.keys().map(String::as_str).collect();
+        facts.push(("by-products".to_owned(), names.join(", ")));
     }
     facts
-}
-
-fn run_facts(record: &RunRecord) -> Vec<(String, String)> {
-    const TOLD: [&str; 8] = [
-        "learning_rate",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "optim",
-        "seed",
-        "lr_scheduler_type",
-        "weight_decay",
-        "max_steps",
-    ];
-    let mut facts = Vec::new();
-    let mut fact = |key: &str, value: Option<String>| facts.extend(value.map(|value| (key.to_owned(), value)));
-    fact("experiment", record.experiment.clone());
-    fact("name", record.name.clone());
-    fact("status", record.status.clone());
-    fact("lifecycle", record.lifecycle.clone());
-    for key in ["train_loss", "loss", "eval_loss", "epoch"] {
-        fact(key, record.metrics.get(key).cloned());
-    }
-    for key in TOLD {
-        fact(key, record.params.get(key).cloned());
-    }
-    fact("steps", record.trainer.get("global_step").cloned());
-    let counted = (record.params.len(), record.metrics.len());
-    fact("recorded", Some(format!("{} parameters, {} metrics", counted.0, counted.1)));
-    for (key, value) in &record.code {
-        let key = match key.as_str() {
-            "mlflow.source.name" => "script",
-            "mlflow.source.type" => "started as",
-            other => other.strip_prefix("mlflow.source.").unwrap_or(other),
-        };
-        fact(key, Some(value.clone()));
-    }
-    if let Some(agreement) = &record.agreement {
-        let text = format!("{} of {} loss values equal {}", agreement.equal, agreement.compared, agreement.file);
-        fact("agreement", Some(text));
-    }
-    facts
-}
-
-/// Names of the fields in which a record and its store differ; fields that are not from the store are not compared.
-fn differences(record: &RunRecord, today: &RunRecord) -> Vec<String> {
-    let mut names = Vec::new();
-    for (name, a, b) in [
-        ("experiment", &record.experiment, &today.experiment),
-        ("name", &record.name, &today.name),
-        ("status", &record.status, &today.status),
-        ("lifecycle", &record.lifecycle, &today.lifecycle),
-        ("started_ms", &record.started_ms, &today.started_ms),
-        ("ended_ms", &record.ended_ms, &today.ended_ms),
-    ] {
-        if a != b {
-            names.push(name.to_owned());
-        }
-    }
-    for (table, a, b) in [
-        ("params", &record.params, &today.params),
-        ("metrics", &record.metrics, &today.metrics),
-        ("code", &record.code, &today.code),
-    ] {
-        let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        names.extend(keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).map(|key| format!("{table}.{key}")));
-    }
-    let claims = |r: &RunRecord| -> Vec<(String, Option<String>)> {
-        let from_store = r.datasets.iter().filter(|d| d.claimed_digest.is_some());
-        from_store.map(|d| (d.name.clone(), d.claimed_digest.clone())).collect()
-    };
-    if claims(record) != claims(today) {
-        names.push("datasets".to_owned());
-    }
-    if record.models != today.models {
-        names.push("models".to_owned());
-    }
-    names
 }

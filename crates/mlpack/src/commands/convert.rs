@@ -17,6 +17,9 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// The parameter of a statement whose files say what they are made from.
+pub const EMBEDDED: &str = "embed-provenance";
+
 /// Converts a checkpoint to every variant asked for, in one pass.
 pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     if args.target.format == Format::GgufLora {
@@ -28,7 +31,9 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let resources = inputs::resources(&args.resources)?;
     let name = inputs::output_name(&args.target, &args.source, &adapters)?;
     let families = inputs::families(&args.target.arch_file)?;
-    let quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
+    let mut quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
+    quantizer.embed = args.embed_provenance;
+    quantizer.parameters.extend(inputs::merging_parameters(&args.source.merging));
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
@@ -57,25 +62,45 @@ fn convert_lora(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
         if args.target.quant.is_empty() { vec![FileType::F32] } else { inputs::variants(&args.target.quant)? };
     let name = inputs::output_name(&args.target, &args.source, &[])?;
     let resources = inputs::resources(&args.resources)?;
-    let model = Model::open(base, &inputs::families(&args.target.arch_file)?)?;
-    let source = Source::open_adapter(dir)?;
-    let plan = plan_lora(&source, &model, &LoraRequest { dir, name: &name, variants: &variants })?;
+    let families = inputs::families(&args.target.arch_file)?;
+    let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
+    let runs = lineage::runs(&[(dir.clone(), 1.0)], run.as_ref(), None)?;
+    let request = LoraRequest { dir, name: &name, variants: &variants };
+    let (plan, done) = convert_lora_into(base, &families, &request, &runs, &args.output, &resources, out)?;
+    let (text, value) = report(&plan, &done);
+    out.result(&text, &value);
+    Ok(Exit::Done)
+}
+
+/// Converts an adapter for itself, and records a step for each output; shared with `rebuild`.
+pub fn convert_lora_into(
+    base: &Path,
+    families: &Families,
+    request: &LoraRequest<'_>,
+    runs: &[FoundRun],
+    dir: &Path,
+    resources: &Resources,
+    out: &Show,
+) -> anyhow::Result<(Plan, Done)> {
+    let model = Model::open(base, families)?;
+    let source = Source::open_adapter(request.dir)?;
+    let mut plan = plan_lora(&source, &model, request)?;
+    plan.described_by.push(request.dir.join("adapter_config.json"));
+    plan.described_by.extend_from_slice(families.files());
     out.warnings(&plan.warnings);
     out.step(&format!("converting {} tensors of an adapter ({})", source.tensors().len(), model.arch()));
     let bar = out.progress(source.byte_len());
-    let done = execute(&source, &plan, &args.output, &resources, &|n| bar.inc(n))?;
+    let done = execute(&source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     let parameters = |variant: &str| {
         let mut parameters = Map::new();
         parameters.insert("to".to_owned(), json!("gguf-lora"));
         parameters.insert("quant".to_owned(), json!(variant));
-        parameters.insert("name".to_owned(), json!(name));
+        parameters.insert("name".to_owned(), json!(request.name));
         Ok(parameters)
     };
-    record(StepKind::Convert, &source, &plan, &done, &[], &args.output, parameters)?;
-    let (text, value) = report(&plan, &done);
-    out.result(&text, &value);
-    Ok(Exit::Done)
+    record(StepKind::Convert, &source, &plan, &done, runs, dir, parameters)?;
+    Ok((plan, done))
 }
 
 /// What was asked of the quantizer: options, limits, and how a statement says it.
@@ -83,6 +108,8 @@ pub struct Quantizer {
     pub options: QuantizeOptions,
     pub limits: Limits,
     pub parameters: Map<String, Value>,
+    /// Whether the files say what they are made from.
+    pub embed: bool,
 }
 
 impl Quantizer {
@@ -93,6 +120,7 @@ impl Quantizer {
             options: inputs::quantize_options(args, &requantizer, folder)?,
             limits: inputs::limits(args),
             parameters: inputs::parameters(args, &requantizer, folder)?,
+            embed: false,
         })
     }
 }
@@ -116,6 +144,7 @@ pub fn convert_into(
     let model = described.open(source, families)?;
     let mut plan = plan_gguf(source, &model, request)?;
     described.settle(source, &mut plan);
+    plan.described_by.extend_from_slice(families.files());
     plan.limits = quantizer.limits;
     out.warnings(&plan.warnings);
     let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();
@@ -126,9 +155,6 @@ pub fn convert_into(
         bytes(plan.byte_len()),
         names.join(", ")
     ));
-    let bar = out.progress(source.byte_len());
-    let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
-    bar.finish_and_clear();
     let parameters = |variant: &str| {
         let mut parameters = Map::new();
         parameters.insert("to".to_owned(), json!("gguf"));
@@ -145,8 +171,17 @@ pub fn convert_into(
             }
         }
         parameters.extend(quantizer.parameters.clone());
+        if quantizer.embed {
+            parameters.insert(EMBEDDED.to_owned(), json!(true));
+        }
         Ok(parameters)
     };
+    if quantizer.embed {
+        lineage::embed(StepKind::Convert, source, &mut plan, runs, parameters)?;
+    }
+    let bar = out.progress(source.byte_len());
+    let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
+    bar.finish_and_clear();
     record(StepKind::Convert, source, &plan, &done, runs, dir, parameters)?;
     Ok((plan, done))
 }
@@ -163,7 +198,7 @@ pub fn record(
     parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
 ) -> anyhow::Result<()> {
     let store = Store::beside(dir);
-    let dependencies = lineage::dependencies(source, plan, done, runs, &store)?;
+    let dependencies = lineage::dependencies(source, plan, &lineage::weights(done), runs, Some(&store))?;
     let outputs: Vec<(&Output, &SealedFile)> = plan.outputs.iter().zip(&done.outputs).collect();
     // The parts of a split variant are one result.
     for parts in outputs.chunk_by(|(a, _), (b, _)| a.variant == b.variant) {

@@ -59,7 +59,7 @@ pub fn merge_into(
     let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     let store = Store::beside(path.parent().unwrap_or(Path::new("")));
-    let dependencies = lineage::dependencies(source, plan, &done, runs, &store)?;
+    let dependencies = lineage::dependencies(source, plan, &lineage::weights(&done), runs, Some(&store))?;
     let mut step = Step::new(StepKind::Merge, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;

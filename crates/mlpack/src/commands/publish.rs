@@ -4,16 +4,20 @@ use super::modelfile::{self, Settings};
 use super::registry::{Place, Source};
 use crate::cli::{EcosystemArg, PublishArgs, RegistryArgs};
 use crate::exit::Exit;
+use crate::keys;
 use crate::show::{Show, bytes, table};
 use anyhow::{Context as _, bail};
 use mlpack_convert::FileType;
 use mlpack_fs::Sha256;
 use mlpack_gguf::GgufFile;
 use mlpack_oci::{
-    Artifact, BaseImage, BasePlatform, Blob, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind, Layout,
-    MappedTensor, ModelConfig, ModelFormat, Modelfile, Package, Packed, PublishRequest, TensorMap,
+    Artifact, AttachedBundle, BaseImage, BasePlatform, Blob, Details, Ecosystem, ExtraFile, ImageOptions, LayerKind,
+    Layout, MappedTensor, ModelConfig, ModelFormat, Modelfile, Package, Packed, PublishRequest, TensorMap,
 };
-use mlpack_provenance::{Artifact as Made, Dependency, Identity, Role, Step, StepKind, Store, sidecar_path};
+use mlpack_provenance::{
+    Artifact as Made, Bundle, Dependency, Identity, PrivateKey, Role, Statement, Step, StepKind, Store, sidecar_path,
+    signatures_of,
+};
 use mlpack_registry::{Document, PushRequest, Wanted};
 use mlpack_tensor::{MetaValue, Metadata};
 use serde_json::{Map, Value, json};
@@ -34,7 +38,9 @@ pub fn publish(args: &PublishArgs, out: &Show) -> anyhow::Result<Exit> {
     let settings = Settings::new(&args.modelfile)?;
     let paths: Vec<PathBuf> = artifacts.iter().map(PathBuf::from).collect();
     let (image, mount_from) = image_options(args, &target, out)?;
+    let key = args.key.as_deref().map(|key| keys::private_key(key, &args.passphrase)).transpose()?;
     let how = How {
+        key,
         ecosystems: args.ecosystems.iter().map(|e| ecosystem(*e)).collect(),
         image,
         licenses: args.modelfile.licenses.clone(),
@@ -62,6 +68,8 @@ pub struct How {
     pub licenses: Vec<PathBuf>,
     /// Repositories of the target's registry that have blobs of the base.
     pub mount_from: Vec<String>,
+    /// The key that signs which files are in which manifests.
+    pub key: Option<PrivateKey>,
 }
 
 fn image_options(args: &PublishArgs, target: &Place, out: &Show) -> anyhow::Result<(ImageOptions, Vec<String>)> {
@@ -191,7 +199,7 @@ pub fn publish_into(
         annotations: &annotations,
         digests,
     };
-    let packed = mlpack_oci::pack(&request)?;
+    let mut packed = mlpack_oci::pack(&request)?;
     if !packed.left_out.is_empty() {
         let names: Vec<String> = packed.left_out.iter().map(|p| p.display().to_string()).collect();
         out.warnings(&[format!("hidden files are not published: {}", names.join(", "))]);
@@ -200,8 +208,21 @@ pub fn publish_into(
         Place::Layout { dir, .. } => dir.parent().unwrap_or(Path::new("")).to_owned(),
         Place::Registry { .. } => paths.first().and_then(|p| p.parent()).unwrap_or(Path::new("")).to_owned(),
     };
+    let step = package_step(&packed, target);
+    let statement = step.statement()?;
+    let signature = how.key.as_ref().map(|key| Bundle::sign(statement.bytes(), key));
+    if let Some(signature) = &signature {
+        let attached = attached(signature, &statement);
+        for manifest in packed.manifests.iter().chain(&packed.index) {
+            mlpack_oci::attach_bundle(&mut packed.package, &manifest.descriptor, &attached);
+        }
+    }
     let (written, skipped) = send(&packed.package, target, &how.mount_from, &folder, out)?;
-    record(&packed, target, &folder)?;
+    let store = Store::beside(&folder);
+    store.record(&step)?;
+    if let Some(signature) = signature {
+        store.add_signature(&statement, signature)?;
+    }
     let rows: Vec<(String, Sha256)> =
         packed.manifests.iter().chain(&packed.index).map(|m| (m.tag.to_string(), m.digest)).collect();
     Ok(report(target, &rows, written, skipped))
@@ -263,6 +284,7 @@ pub fn artifact(path: &Path, settings: &Settings, licenses: &[PathBuf], out: &Sh
         extra.push(extra_file(&claims, LayerKind::Doc));
         details.claims = Some(claims);
     }
+    details.bundles = signatures_of(path).iter().map(|(bundle, statement)| attached(bundle, statement)).collect();
     extra.extend(licenses.iter().map(|path| extra_file(path, LayerKind::Doc)));
     Ok(Artifact { path: path.to_owned(), format, variant: variant.map(str::to_owned), config, extra, details })
 }
@@ -306,6 +328,7 @@ fn gguf_details(gguf: &GgufFile, modelfile: &Path) -> anyhow::Result<Details> {
         metadata: scalars.filter(|(_, text)| text.len() <= MAX_METADATA_LEN).collect(),
         tensor_map: Some(tensor_map(gguf)?.to_bytes()),
         claims: None,
+        bundles: Vec::new(),
     })
 }
 
@@ -362,8 +385,12 @@ fn config(gguf: &GgufFile, variant: Option<&str>) -> ModelConfig {
     }
 }
 
-/// Records what was packed into which manifests, in the store of the folder.
-fn record(packed: &Packed, target: &Place, folder: &Path) -> anyhow::Result<()> {
+fn attached(bundle: &Bundle, statement: &Statement) -> AttachedBundle {
+    AttachedBundle { predicate_type: statement.predicate_type().to_owned(), bytes: bundle.bytes().to_vec() }
+}
+
+/// What was packed into which manifests.
+fn package_step(packed: &Packed, target: &Place) -> Step {
     let files: BTreeMap<Sha256, &Path> =
         packed.package.blobs().filter_map(|blob| Some((*blob.digest(), blob.file()?))).collect();
     let mut dependencies = Vec::new();
@@ -394,8 +421,7 @@ fn record(packed: &Packed, target: &Place, folder: &Path) -> anyhow::Result<()> 
         },
     });
     step.outputs = made.collect();
-    Store::beside(folder).record(&step)?;
-    Ok(())
+    step
 }
 
 fn report(target: &Place, manifests: &[(String, Sha256)], written: u64, skipped: u64) -> (String, Value) {

@@ -1,14 +1,14 @@
 //! `mlpack quantize`
 
-use super::convert::{record, report};
+use super::convert::{EMBEDDED, record, report};
 use crate::cli::QuantizeArgs;
 use crate::exit::Exit;
-use crate::inputs;
 use crate::show::{Show, bytes};
+use crate::{inputs, lineage};
 use anyhow::bail;
-use mlpack_convert::{FileType, QuantizeRequest, Source, execute, plan_quantize};
+use mlpack_convert::{Done, FileType, Limits, Plan, QuantizeRequest, Resources, Source, execute, plan_quantize};
 use mlpack_provenance::StepKind;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// Quantizes a GGUF file to every variant asked for, in one pass.
@@ -23,32 +23,55 @@ pub fn quantize(args: &QuantizeArgs, out: &Show) -> anyhow::Result<Exit> {
     let (dir, variants) = outputs(args)?;
     let options = inputs::quantize_options(&args.quantizer, &args.requantizer, Path::new(""))?;
     let source = Source::open_gguf(&args.input)?;
-    let mut plan = plan_quantize(&source, &QuantizeRequest { variants: &variants, options: &options })?;
-    plan.limits = inputs::limits(&args.quantizer);
+    let request = QuantizeRequest { variants: &variants, options: &options };
+    let parameters = |variant: &str| {
+        let mut parameters = inputs::parameters(&args.quantizer, &args.requantizer, Path::new(""))?;
+        parameters.insert("quant".to_owned(), json!(variant));
+        if args.embed_provenance {
+            parameters.insert(EMBEDDED.to_owned(), json!(true));
+        }
+        Ok(parameters)
+    };
+    let limits = inputs::limits(&args.quantizer);
+    let (plan, done) = quantize_into(&source, &request, limits, parameters, &dir, &resources, out)?;
+    let (text, mut value) = report(&plan, &done);
+    value["schema"] = json!("mlpack.quantize/v1");
+    out.result(&text, &value);
+    Ok(Exit::Done)
+}
+
+/// Quantizes, and records a step for each output; shared with `rebuild`. `parameters` are what was asked for, as the
+/// statement of a variant says it.
+pub fn quantize_into(
+    source: &Source,
+    request: &QuantizeRequest<'_>,
+    limits: Limits,
+    parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
+    dir: &Path,
+    resources: &Resources,
+    out: &Show,
+) -> anyhow::Result<(Plan, Done)> {
+    let mut plan = plan_quantize(source, request)?;
+    plan.limits = limits;
     for output in &plan.outputs {
-        refuse_input(&source, &dir.join(&output.file_name))?;
+        refuse_input(source, &dir.join(&output.file_name))?;
     }
     out.warnings(&plan.warnings);
-    let names: Vec<&str> = variants.iter().map(|(variant, _)| variant.name).collect();
+    let names: Vec<&str> = request.variants.iter().map(|(variant, _)| variant.name).collect();
     out.step(&format!(
         "quantizing {} tensors to {} in one pass: {}",
         source.tensors().len(),
         bytes(plan.byte_len()),
         names.join(", ")
     ));
+    if parameters("")?.contains_key(EMBEDDED) {
+        lineage::embed(StepKind::Quantize, source, &mut plan, &[], &parameters)?;
+    }
     let bar = out.progress(source.byte_len());
-    let done = execute(&source, &plan, &dir, &resources, &|n| bar.inc(n))?;
+    let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    let parameters = |variant: &str| {
-        let mut parameters = inputs::parameters(&args.quantizer, &args.requantizer, Path::new(""))?;
-        parameters.insert("quant".to_owned(), json!(variant));
-        Ok(parameters)
-    };
-    record(StepKind::Quantize, &source, &plan, &done, &[], &dir, parameters)?;
-    let (text, mut value) = report(&plan, &done);
-    value["schema"] = json!("mlpack.quantize/v1");
-    out.result(&text, &value);
-    Ok(Exit::Done)
+    record(StepKind::Quantize, source, &plan, &done, &[], dir, parameters)?;
+    Ok((plan, done))
 }
 
 /// The directory to write to, and each variant with its file's name without `.gguf`.

@@ -6,8 +6,8 @@
 use super::heat::heat_map;
 use super::plot::{Marks, plots};
 use super::report::{Report, cosine, count, figure, percent};
+pub use crate::html::{INFALLIBLE, text};
 use mlpack_convert::{Exceeded, TensorDiff};
-use mlpack_tensor::Escaped;
 use std::fmt::Write as _;
 
 /// Tensors in the list of the worst.
@@ -42,25 +42,6 @@ pub fn page(report: &Report) -> String {
          square. Bits: bits of B for each weight, scales included. Largest: the largest difference, with its row and \
          column in B, counted from 0.</p>\n</body>\n</html>\n",
     );
-    html
-}
-
-/// Writing to a string has no way to fail.
-pub const INFALLIBLE: &str = "a string takes any text";
-
-/// Untrusted text for HTML: no control characters, nothing that is markup.
-pub fn text(untrusted: &str) -> String {
-    let mut html = String::with_capacity(untrusted.len());
-    for c in Escaped(untrusted).to_string().chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            c => html.push(c),
-        }
-    }
     html
 }
 
