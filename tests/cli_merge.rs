@@ -3,6 +3,11 @@
 use crate::support::{TestDir, fixture, mlpack, sha256};
 use mlpack_fs::Sha256;
 use mlpack_safetensors::Checkpoint;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 const QUANTS: [&str; 6] = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M"];
 
@@ -95,4 +100,146 @@ fn a_weight_of_zero_gives_the_base_and_weights_add_up() {
 fn merge(dir: &TestDir, name: &str) {
     let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
     mlpack(dir).args(["merge", base.to_str().unwrap(), "-a", adapter.to_str().unwrap(), "-o", name]).succeed();
+}
+
+/// Merges into `out` in a process that is killed when its journal has so many lines. One that is faster than whoever
+/// watches it is begun again.
+fn kill_at(dir: &TestDir, args: &[&str], lines: usize) {
+    let was_killed = (0..20).any(|_| {
+        let killed = killed_at(dir, args, lines);
+        if !killed {
+            std::fs::remove_dir_all(dir.path("out")).unwrap();
+        }
+        killed
+    });
+    assert!(was_killed, "the journal never had {lines} lines");
+}
+
+/// Whether the process lived until its journal had so many lines.
+fn killed_at(dir: &TestDir, args: &[&str], lines: usize) -> bool {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mlpack"))
+        .args(args)
+        .current_dir(dir.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let journal = dir.path(".out.mlpack-partial/.mlpack-journal");
+    let noted = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    while noted() < lines && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap().signal() == Some(9)
+}
+
+/// Inode and time of the last change of every file of weights, whole or in work.
+fn weights(dir: &Path) -> BTreeMap<String, (u64, i64, i64)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let weights = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        let name = name.trim_start_matches('.').trim_end_matches(".mlpack-partial").to_owned();
+        let metadata = entry.metadata().unwrap();
+        name.ends_with(".safetensors").then(|| (name, (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())))
+    });
+    weights.collect()
+}
+
+#[test]
+fn killed_at_any_moment_a_merge_goes_on_and_ends_in_the_same_bytes() {
+    let dir = TestDir::new();
+    let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
+    let (base, adapter) = (base.to_str().unwrap(), adapter.to_str().unwrap());
+    let to = |name: &'static str| {
+        // Slabs so small that the journal has many lines.
+        let slabs = ["--threads", "1", "--memory", "1MB"];
+        [&["merge", base, "-a", adapter, "--max-shard-size", "1MB", "-o", name][..], &slabs].concat()
+    };
+    mlpack(&dir).args(to("whole")).succeed();
+    let whole = Checkpoint::open(&dir.path("whole")).unwrap();
+    let names: Vec<String> =
+        whole.shards().iter().map(|s| s.map().path().file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    assert!(names.len() >= 4, "{names:?}");
+    let mut killed = 0;
+    for lines in [1, 2, 8, 20, 40] {
+        kill_at(&dir, &to("out"), lines);
+        let partial = dir.path(".out.mlpack-partial");
+        assert!(!dir.path("out").exists(), "nothing has its name before all of it is there");
+        let journal = std::fs::read_to_string(partial.join(".mlpack-journal")).unwrap();
+        let complete = |i: usize| {
+            let len = dir.path("whole").join(&names[i]).metadata().unwrap().len();
+            journal.lines().any(|line| line.starts_with(&format!("{i} {len} ")))
+        };
+        let before = weights(&partial);
+        let done = mlpack(&dir).args(to("out")).json();
+        let after = weights(&dir.path("out"));
+        for (i, name) in names.iter().enumerate() {
+            assert_eq!(sha256(&dir.path("out").join(name)), sha256(&dir.path("whole").join(name)), "{lines}: {name}");
+            if complete(i) {
+                assert_eq!(before.get(name), after.get(name), "{lines}: {name} is as the killed run left it");
+                killed += 1;
+            }
+        }
+        let noted = journal.lines().skip(1).count();
+        assert!(noted == 0 || done["bytes_kept"].as_u64().unwrap() > 0, "{done}");
+        std::fs::remove_dir_all(dir.path("out")).unwrap();
+    }
+    assert!(killed > 0, "no run was killed with a shard complete");
+    assert!(dir.listing().iter().all(|name| !name.contains("mlpack-partial")), "{:?}", dir.listing());
+}
+
+#[test]
+fn what_an_interrupted_merge_left_is_not_believed() {
+    let dir = TestDir::new();
+    let base = dir.copy("legal-qa/kjv-llama", "base").display().to_string();
+    let adapter = dir.copy("legal-qa/legal-qa-lora", "adapter").display().to_string();
+    let args = |weight: &str| -> Vec<String> {
+        let adapter = format!("{adapter}={weight}");
+        let slabs = ["--threads", "1", "--memory", "1MB"].map(str::to_owned);
+        [&["merge", &base, "-a", &adapter, "-o", "out"].map(str::to_owned)[..], &slabs].concat()
+    };
+    let partial = dir.path(".out.mlpack-partial");
+    let interrupted = || {
+        let args = args("1");
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        kill_at(&dir, &args, 30);
+    };
+    let finish = |weight: &str| {
+        let done = mlpack(&dir).args(args(weight)).json();
+        let found = (sha256(&dir.path("out/model.safetensors")), done["bytes_kept"].as_u64().unwrap());
+        std::fs::remove_dir_all(dir.path("out")).unwrap();
+        found
+    };
+    let (whole, _) = finish("1");
+    let (other, _) = finish("0.5");
+    // The same work: most of it is kept.
+    interrupted();
+    let (found, kept) = finish("1");
+    assert_eq!(found, whole);
+    assert!(kept > 1_000_000, "{kept}");
+    // Another weight.
+    interrupted();
+    assert_eq!(finish("0.5"), (other, 0));
+    // A base that was written again meanwhile.
+    interrupted();
+    let path = dir.path("base/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(finish("1"), (whole.clone(), 0));
+    // Bytes that are not what the journal says, as after a failure of power.
+    interrupted();
+    let left = partial.join(".model.safetensors.mlpack-partial");
+    let mut bytes = std::fs::read(&left).unwrap();
+    bytes[600_000] ^= 1;
+    std::fs::write(&left, &bytes).unwrap();
+    let (found, kept) = finish("1");
+    assert_eq!(found, whole);
+    assert!(kept <= 600_000, "{kept}");
+    // How much each tensor changes is told of all of it.
+    interrupted();
+    mlpack(&dir).args(args("1")).args(["--report", "resumed.json"]).succeed();
+    std::fs::remove_dir_all(dir.path("out")).unwrap();
+    mlpack(&dir).args(args("1")).args(["--report", "whole.json"]).succeed();
+    let report = |name: &str| std::fs::read_to_string(dir.path(name)).unwrap();
+    assert_eq!(report("resumed.json"), report("whole.json"));
 }

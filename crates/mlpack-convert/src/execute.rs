@@ -4,6 +4,7 @@
 //! writes go through the files from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
 use crate::gather::{MERGED_BYTES, share};
+use crate::resume::Resume;
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
@@ -50,6 +51,8 @@ pub struct Done {
     pub fidelity: Vec<Vec<TensorError>>,
     /// How much each target of the overlay changed; empty without adapters.
     pub changes: Vec<TensorChange>,
+    /// Bytes of the outputs that an interrupted run had left.
+    pub kept: u64,
 }
 
 /// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
@@ -78,17 +81,29 @@ pub fn execute(
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
+    execute_from(source, plan, dir, resources, None, progress)
+}
+
+/// The same, where an interrupted run may have left something.
+pub(crate) fn execute_from(
+    source: &Source,
+    plan: &Plan,
+    dir: &Path,
+    resources: &Resources,
+    resume: Option<&Resume>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Done, Error> {
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
     let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
-    let files = create(plan, dir)?;
+    let files = create(plan, dir, resume)?;
     let hashers = hashers(source, plan);
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
     let tally = source.overlay().map(ChangeTally::new).unwrap_or_default();
-    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: &tally };
+    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: &tally, resume };
     run(&work, &hashers, &slabs, workers, progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
-    seal(source, files, hashers, fidelity, tally.finish())
+    seal(source, files, hashers, fidelity, tally.finish(), resume)
 }
 
 /// The error of every tensor, if all of them are within the plan's limits.
@@ -208,10 +223,14 @@ fn name(source: &Source, step: &Step) -> String {
 }
 
 /// Reserves every output and writes what does not come from a tensor: preambles and the zeros between tensors.
-fn create(plan: &Plan, dir: &Path) -> Result<Vec<AtomicFile>, Error> {
+fn create(plan: &Plan, dir: &Path, resume: Option<&Resume>) -> Result<Vec<AtomicFile>, Error> {
     let mut files = Vec::with_capacity(plan.outputs.len());
-    for output in &plan.outputs {
-        let file = AtomicFile::create(&dir.join(&output.file_name), output.byte_len)?;
+    for (i, output) in plan.outputs.iter().enumerate() {
+        let path = dir.join(&output.file_name);
+        let file = match resume {
+            Some(resume) => AtomicFile::take_up(&path, output.byte_len, resume.found(i))?,
+            None => AtomicFile::create(&path, output.byte_len)?,
+        };
         file.write_at(0, &output.preamble)?;
         for tensor in &output.tensors {
             file.write_at(tensor.range.end, &vec![0; (tensor.padded_end - tensor.range.end) as usize])?;
@@ -308,6 +327,7 @@ fn seal(
     hashers: Vec<InputHasher<'_>>,
     fidelity: Vec<Vec<TensorError>>,
     changes: Vec<TensorChange>,
+    resume: Option<&Resume>,
 ) -> Result<Done, Error> {
     let inputs = hashers
         .into_iter()
@@ -319,11 +339,15 @@ fn seal(
         })
         .collect();
     // All of them are on the disk before the first has its final name.
-    files.iter().try_for_each(|file| file.flush().map(drop))?;
+    for (i, file) in files.iter().enumerate() {
+        file.flush()?;
+        resume.map_or(Ok(()), |resume| resume.note(i, file))?;
+    }
+    let kept = files.iter().map(AtomicFile::kept).sum();
     let mut outputs = Vec::with_capacity(files.len());
     for file in files {
         let (path, byte_len) = (file.path().to_owned(), file.byte_len());
         outputs.push(SealedFile { path, sha256: file.seal()?, byte_len });
     }
-    Ok(Done { outputs, inputs, fidelity, changes })
+    Ok(Done { outputs, inputs, fidelity, changes, kept })
 }

@@ -44,6 +44,7 @@ mod options;
 mod packed;
 mod plan;
 mod quantize_plan;
+mod resume;
 mod slab;
 mod source;
 

@@ -4,7 +4,9 @@
 //! a tensor grows or is new, and where shards are asked for, the header is a new one.
 
 use crate::carry::Carried;
-use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute};
+use crate::execute::execute_from;
+use crate::resume::Resume;
+use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target};
 use mlpack_fs::AtomicDir;
 use mlpack_safetensors::{FileLayout, INDEX_NAME, NewTensor, index, lay_out, shard, shard_name};
 use std::collections::BTreeMap;
@@ -14,6 +16,8 @@ use std::collections::BTreeMap;
 pub struct MergeRequest {
     /// The most bytes of data in a file; without it, files are the base's.
     pub max_shard_size: Option<u64>,
+    /// Whether [`Done::changes`] are asked for: then an interrupted merge keeps what it wrote, but computes it again.
+    pub measure: bool,
 }
 
 /// A merged checkpoint before it is written.
@@ -117,18 +121,22 @@ fn unchanged<'a>(
 }
 
 /// Executes a merge plan into a directory that appears when it is complete: shards, index, config and tokenizer files.
-/// The carried files are among the outputs, after the shards.
+/// The carried files are among the outputs, after the shards. What an interrupted run of the same merge left in the
+/// directory is not made again.
 pub fn merge(
     source: &Source,
     plan: &MergePlan,
+    request: &MergeRequest,
     out: AtomicDir,
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    let mut done = execute(source, &plan.plan, out.contents(), resources, progress)?;
+    let resume = Resume::open(source, plan, request, &out)?;
+    let mut done = execute_from(source, &plan.plan, out.contents(), resources, Some(&resume), progress)?;
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);
     }
+    resume.finish()?;
     let dir = out.path().to_owned();
     out.seal()?;
     for SealedFile { path, .. } in &mut done.outputs {

@@ -1,6 +1,7 @@
 //! One slab of one step: read, add the deltas, round, encode for every target.
 
 use crate::gather::{Reader, Room};
+use crate::resume::Resume;
 use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_fs::AtomicFile;
@@ -47,6 +48,8 @@ pub(crate) struct Work<'a> {
     pub files: &'a [AtomicFile],
     pub fidelity: Option<&'a Fidelity>,
     pub tally: &'a ChangeTally,
+    /// What an interrupted run left, where that is looked for.
+    pub resume: Option<&'a Resume>,
 }
 
 /// Values on their way to the targets of a step.
@@ -61,6 +64,9 @@ struct Values<'a> {
 impl Work<'_> {
     /// Does one slab; every write is at a place that the plan fixed.
     pub(crate) fn run(&self, slab: &Slab, scratch: &mut Scratch) -> Result<(), Error> {
+        if self.is_kept(slab) {
+            return Ok(());
+        }
         let step = &self.plan.steps[slab.step];
         match &step.input {
             Input::Computed(values) => {
@@ -195,10 +201,23 @@ impl Work<'_> {
     }
 
     fn write(&self, step: &Step, target: usize, slab: &Slab, bytes: &[u8]) -> Result<(), Error> {
+        let output = step.targets[target].output;
+        let file = &self.files[output];
+        file.write_at(self.offset(step, target, slab.rows.start), bytes)?;
+        self.resume.map_or(Ok(()), |resume| resume.note(output, file))
+    }
+
+    /// Whether an interrupted run wrote all of a slab, and nobody asks what it changes.
+    fn is_kept(&self, slab: &Slab) -> bool {
+        let step = &self.plan.steps[slab.step];
+        let kept = |i| self.offset(step, i, slab.rows.end) <= self.files[step.targets[i].output].kept();
+        self.resume.is_some_and(|resume| !resume.measures()) && (0..step.targets.len()).all(kept)
+    }
+
+    /// Where a row of a target begins in its file.
+    fn offset(&self, step: &Step, target: usize, row: u64) -> u64 {
         let place = step.targets[target];
-        let start = self.plan.outputs[place.output].tensors[place.tensor].range.start;
-        let offset = start + self.byte_len(step, target, slab.rows.start);
-        Ok(self.files[place.output].write_at(offset, bytes)?)
+        self.plan.outputs[place.output].tensors[place.tensor].range.start + self.byte_len(step, target, row)
     }
 
     /// Bytes of so many rows of a target: rows of a tensor all have the same length.

@@ -26,6 +26,8 @@ pub struct AtomicFile {
     partial: Partial,
     file: File,
     byte_len: u64,
+    /// Bytes at the start that an earlier run wrote, and that stay.
+    kept: u64,
     hasher: ExtentHasher,
 }
 
@@ -47,7 +49,7 @@ impl AtomicFile {
         // What a killed run left behind is dropped only now that the lock says nobody writes it.
         file.set_len(0).map_err(|e| Error::io(Operation::Create, path, e))?;
         reserve(&file, path, byte_len)?;
-        Ok(AtomicFile { partial, file, byte_len, hasher: ExtentHasher::new() })
+        Ok(AtomicFile { partial, file, byte_len, kept: 0, hasher: ExtentHasher::new() })
     }
 
     /// Takes over what an earlier run left behind of the same output: the bytes of `written` stay as they are and count as
@@ -70,12 +72,56 @@ impl AtomicFile {
         let mut partial = partial;
         lock(&file, path)?;
         partial.owned = true;
-        let file = AtomicFile { partial, file, byte_len, hasher: ExtentHasher::new() };
+        let file = AtomicFile { partial, file, byte_len, kept: 0, hasher: ExtentHasher::new() };
         for range in written {
             assert!(range.end <= byte_len, "extent {range:?} lies outside a file of {byte_len} bytes");
             file.hasher.note(range.clone());
         }
         Ok((file, written.to_vec()))
+    }
+
+    /// Takes over what an earlier run left behind of the same output, as far as it is right: `prefixes` are digests of its
+    /// first bytes that the run noted, and the longest that still holds stays ([`AtomicFile::kept`]). What is written
+    /// there again is not written. Where nothing is left, or nothing of it holds, this is [`AtomicFile::create`].
+    pub fn take_up(path: &Path, byte_len: u64, prefixes: &[(u64, Sha256)]) -> Result<AtomicFile, Error> {
+        let partial = Partial::new(path)?;
+        // Within a directory that was not sealed, a file may have its final name already.
+        if !prefixes.is_empty() && !partial.temporary.exists() && path.is_file() {
+            fs::rename(path, &partial.temporary).map_err(|e| Error::io(Operation::Rename, path, e))?;
+        }
+        let whole = 0..byte_len;
+        let (mut file, taken) = AtomicFile::resume(path, byte_len, std::slice::from_ref(&whole))?;
+        if taken.is_empty() {
+            return Ok(file);
+        }
+        file.hasher = ExtentHasher::new();
+        for (end, sha256) in prefixes {
+            if *end < file.kept || *end > byte_len {
+                break;
+            }
+            let hasher = file.hasher.continued(file.kept..*end, |range, sink| file.read_back(range, sink))?;
+            if hasher.digest() != *sha256 {
+                break;
+            }
+            (file.hasher, file.kept) = (hasher, *end);
+        }
+        if file.kept == 0 {
+            // Begun anew: nothing of it may look as if it had been written.
+            file.file.set_len(0).map_err(|e| Error::io(Operation::Create, path, e))?;
+            reserve(&file.file, path, byte_len)?;
+        }
+        Ok(file)
+    }
+
+    /// Bytes at the start that [`AtomicFile::take_up`] found right.
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// How far the file is written without a gap, and the digest of that, once it is at least `byte_len` bytes. While
+    /// another thread hashes it is not known.
+    pub fn prefix(&self, byte_len: u64) -> Option<(u64, Sha256)> {
+        self.hasher.prefix(byte_len)
     }
 
     /// Leaves the file under its temporary name, for a later [`AtomicFile::resume`].
@@ -103,6 +149,13 @@ impl AtomicFile {
         }
         let end = offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
         assert!(end <= self.byte_len, "extent {offset}..{end} lies outside a file of {} bytes", self.byte_len);
+        if end <= self.kept {
+            return Ok(());
+        }
+        let (offset, bytes) = match self.kept.checked_sub(offset) {
+            Some(kept) => (self.kept, &bytes[kept as usize..]),
+            None => (offset, bytes),
+        };
         self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))?;
         let read = |range: Range<u64>, sink: &mut dyn FnMut(&[u8])| {
             if range == (offset..end) {
@@ -193,27 +246,31 @@ pub struct AtomicDir {
 impl AtomicDir {
     /// Creates an empty directory beside `path`, which must not exist or be an empty directory.
     pub fn create(path: &Path) -> Result<AtomicDir, Error> {
-        match fs::read_dir(path) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(Error::NotEmpty { path: path.to_owned() });
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(Operation::CreateDir, path, e)),
-        }
+        vacant(path)?;
         AtomicDir::replace(path)
+    }
+
+    /// The same, but what an earlier run left behind of the directory stays in it.
+    pub fn take_up(path: &Path) -> Result<AtomicDir, Error> {
+        vacant(path)?;
+        AtomicDir::resume(path)
     }
 
     /// The same, but what is under `path` stays until it is replaced by the sealed directory.
     pub fn replace(path: &Path) -> Result<AtomicDir, Error> {
         let dir = AtomicDir::resume(path)?;
-        let temporary = dir.contents();
+        dir.clear()?;
+        Ok(dir)
+    }
+
+    /// Removes everything that is in it.
+    pub fn clear(&self) -> Result<(), Error> {
+        let temporary = self.contents();
         for entry in fs::read_dir(temporary).map_err(|e| Error::io(Operation::List, temporary, e))? {
             let entry = entry.map_err(|e| Error::io(Operation::List, temporary, e))?;
             remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
         }
-        Ok(dir)
+        Ok(())
     }
 
     /// The same as [`AtomicDir::replace`], but what an earlier run left behind of the directory stays in it.
@@ -308,6 +365,16 @@ impl Drop for Partial {
             // Nothing can be told to anyone here; a leftover is taken over by the next run.
             drop(remove(&self.temporary));
         }
+    }
+}
+
+/// Refuses a directory that holds something.
+fn vacant(path: &Path) -> Result<(), Error> {
+    match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::NotEmpty { path: path.to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io(Operation::CreateDir, path, e)),
     }
 }
 
@@ -414,6 +481,39 @@ mod tests {
         assert!(again.contents().join("x").is_file());
         again.seal().unwrap();
         assert!(output.join("x").is_file());
+    }
+
+    #[test]
+    fn what_is_right_of_a_left_file_stays_and_the_rest_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let write = |file: &AtomicFile| {
+            // Other extents than those of the first run.
+            file.write_at(0, b"abcd").unwrap();
+            file.write_at(4, b"efgh").unwrap();
+        };
+        let left = |bytes: &[u8]| fs::write(dir.path().join(".f.mlpack-partial"), bytes).unwrap();
+        let prefixes = [(3, Sha256::of(b"abc")), (6, Sha256::of(b"abcdef"))];
+        for (there, kept) in [(&b"abcdef\0\0"[..], 6), (b"abcdeX\0\0", 3), (b"aXcdef\0\0", 0), (b"abcdef", 0)] {
+            left(there);
+            let file = AtomicFile::take_up(&path, 8, &prefixes).unwrap();
+            assert_eq!((file.kept(), file.prefix(8)), (kept, None));
+            write(&file);
+            assert_eq!(file.prefix(8), Some((8, Sha256::of(b"abcdefgh"))));
+            assert_eq!(file.seal().unwrap(), Sha256::of(b"abcdefgh"), "{kept}");
+            assert_eq!(fs::read(&path).unwrap(), b"abcdefgh");
+        }
+        // All of it, under its final name already; nothing is written to it.
+        let whole = [(8, Sha256::of(b"abcdefgh"))];
+        let before = path.metadata().unwrap().modified().unwrap();
+        let file = AtomicFile::take_up(&path, 8, &whole).unwrap();
+        assert_eq!((file.kept(), path.exists()), (8, false));
+        write(&file);
+        file.seal().unwrap();
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), before);
+        // A record of more than the file is long.
+        left(b"abcdefgh");
+        assert_eq!(AtomicFile::take_up(&path, 8, &[(9, Sha256::of(b""))]).unwrap().kept(), 0);
     }
 
     #[test]

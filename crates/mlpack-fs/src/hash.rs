@@ -101,6 +101,31 @@ impl ExtentHasher {
         }
     }
 
+    /// The same after the next extent.
+    pub(crate) fn continued(
+        &self,
+        extent: Range<u64>,
+        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
+    ) -> Result<ExtentHasher, Error> {
+        let front = self.front.lock().expect("no thread panics holding the lock");
+        assert_eq!(front.at, extent.start, "extents are hashed in file order");
+        let mut hasher = front.hasher.clone();
+        read(extent.clone(), &mut |bytes| hasher.update(bytes))?;
+        Ok(ExtentHasher { front: Mutex::new(Front { hasher, at: extent.end }), early: Mutex::default() })
+    }
+
+    /// The digest of everything hashed so far.
+    pub(crate) fn digest(&self) -> Sha256 {
+        let front = self.front.lock().expect("no thread panics holding the lock");
+        Sha256::from_hasher(front.hasher.clone())
+    }
+
+    /// How far the file is hashed and the digest of that, once it is at least `byte_len` and nobody is hashing.
+    pub(crate) fn prefix(&self, byte_len: u64) -> Option<(u64, Sha256)> {
+        let front = self.front.try_lock().ok().filter(|front| front.at >= byte_len)?;
+        Some((front.at, Sha256::from_hasher(front.hasher.clone())))
+    }
+
     /// Hashes what is left of the noted extents; the digest, and how far it reaches.
     pub(crate) fn finish(
         &self,

@@ -4,6 +4,7 @@ use crate::key::{Key, Role};
 use crate::matrix::{AdapterTensor, is_summable};
 use crate::weights::Weights;
 use crate::{AdapterConfig, Error, Method, Misfit, Unmatched};
+use mlpack_fs::Stamp;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -105,6 +106,11 @@ impl Adapter {
     /// The path of the config; a single file of kohya's has none.
     pub fn config_path(&self) -> Option<&Path> {
         self.config_path.as_deref()
+    }
+
+    /// What the weights file was when it was opened.
+    pub fn stamp(&self) -> Stamp {
+        self.weights.map().stamp()
     }
 
     /// The tensors of the weights file.

@@ -51,7 +51,7 @@ impl Weights {
         &self.map().bytes()[range.start as usize..range.end as usize]
     }
 
-    fn map(&self) -> &MappedFile {
+    pub(crate) fn map(&self) -> &MappedFile {
         match &self.file {
             File::Safetensors(file) => file.map(),
             File::Torch(map) => map,

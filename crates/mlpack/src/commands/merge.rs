@@ -1,11 +1,11 @@
 //! `mlpack merge`
 
 use super::changes;
-use crate::cli::MergeArgs;
+use crate::cli::{MergeArgs, MergingArgs};
 use crate::exit::Exit;
-use crate::show::{Show, files_json, files_table};
+use crate::show::{Show, bytes, files_json, files_table};
 use crate::{inputs, lineage};
-use mlpack_convert::{MergeRequest, Resources, SealedFile, Source, TensorChange, plan_merge};
+use mlpack_convert::{Done, MergeRequest, Resources, Source, plan_merge};
 use mlpack_fs::AtomicDir;
 use mlpack_provenance::{FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
@@ -17,22 +17,31 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let resources = inputs::resources(&args.resources)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let max_shard_size = args.max_shard_size.as_deref().map(inputs::size).transpose()?;
-    let request = MergeRequest { max_shard_size };
+    let request = MergeRequest { max_shard_size, measure: args.source.merging.report.is_some() };
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
-    let mut parameters = inputs::merging_parameters(&args.source.merging);
-    if let Some(size) = max_shard_size {
-        parameters.insert("max_shard_size".to_owned(), size.into());
-    }
-    let (files, changes) =
-        merge_into(&source, &request, parameters, &runs, AtomicDir::create(&args.output)?, &resources, out)?;
+    let parameters = merge_parameters(&args.source.merging, max_shard_size);
+    let Done { outputs: files, changes, kept, .. } =
+        merge_into(&source, &request, parameters, &runs, AtomicDir::take_up(&args.output)?, &resources, out)?;
     let mut text = files_table(&files);
+    if kept > 0 {
+        text.push_str(&format!("{} of it an interrupted merge had left\n", bytes(kept)));
+    }
     if let Some(report) = &args.source.merging.report {
         text.push_str(&changes::write(report, &source, &changes)?);
     }
-    let value = json!({"schema": "mlpack.merge/v1", "directory": args.output, "files": files_json(&files), "warnings": source.warnings});
+    let value = json!({"schema": "mlpack.merge/v1", "directory": args.output, "files": files_json(&files), "bytes_kept": kept, "warnings": source.warnings});
     out.result(&text, &value);
     Ok(Exit::Done)
+}
+
+/// What was asked for, as the statement says it.
+pub fn merge_parameters(args: &MergingArgs, max_shard_size: Option<u64>) -> Map<String, Value> {
+    let mut parameters = inputs::merging_parameters(args);
+    if let Some(size) = max_shard_size {
+        parameters.insert("max_shard_size".to_owned(), size.into());
+    }
+    parameters
 }
 
 /// Merges, and records the step; shared with `release`.
@@ -44,7 +53,7 @@ pub fn merge_into(
     dir: AtomicDir,
     resources: &Resources,
     out: &Show,
-) -> anyhow::Result<(Vec<SealedFile>, Vec<TensorChange>)> {
+) -> anyhow::Result<Done> {
     let path = dir.path().to_owned();
     let merge_plan = plan_merge(source, request)?;
     let plan = &merge_plan.plan;
@@ -56,7 +65,7 @@ pub fn merge_into(
         path.display()
     ));
     let bar = out.progress(plan.byte_len());
-    let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
+    let done = mlpack_convert::merge(source, &merge_plan, request, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     let store = Store::beside(path.parent().unwrap_or(Path::new("")));
     let dependencies = lineage::dependencies(source, plan, &lineage::weights(&done), runs, Some(&store))?;
@@ -64,5 +73,5 @@ pub fn merge_into(
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;
     store.write_sidecar(&step.outputs[0])?;
-    Ok((done.outputs, done.changes))
+    Ok(done)
 }
