@@ -19,7 +19,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("quantize", &["ftypes", "options", "mixtures"]),
     ("rows", &["rows"]),
     ("archs", &["archs"]),
-    ("lora", &["lora"]),
+    ("lora", &["kinds", "opens"]),
     ("lineage", &["lineage"]),
 ];
 
@@ -61,8 +61,11 @@ pub fn command(arguments: &[&str]) -> Result<()> {
         differing += convert::run(&converted, &peers, &mlpack)?;
         differing += quantize::run(&quantized, &options.only, &peers, &mlpack)?;
     }
-    if options.cases.contains(&"lora") {
+    if options.cases.contains(&"kinds") {
         differing += lora::run(&options.only, &peers, &build_mlpack(true)?)?;
+    }
+    if options.cases.contains(&"opens") {
+        differing += lora::opens(&peers, &build_mlpack(true)?)?;
     }
     if options.cases.contains(&"rows") {
         differing += rows::run(options.seed, &peers)?;
@@ -115,7 +118,8 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 13);
+        assert_eq!(cases(&["--seed", "3"]).len(), 14);
+        assert_eq!(cases(&["lora"]), ["kinds", "opens"]);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }
 

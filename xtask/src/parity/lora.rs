@@ -1,4 +1,5 @@
-//! Merging: a tiny model and an adapter of each kind, made by PEFT now, merged by mlpack and by PEFT in float64.
+//! Merging: a tiny model and an adapter of each kind, made by PEFT now, merged by mlpack and by PEFT in float64; and a real
+//! merged model in transformers.
 //!
 //! `fixtures/lora/make.py` makes both and compares; it also says how far PEFT's own default merge is from the float64 one.
 
@@ -23,18 +24,33 @@ pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     for case in cases {
         let dir = work.join(case);
         let merged = dir.join("mlpack");
-        output(
-            Command::new(mlpack)
-                .arg("merge")
-                .arg(dir.join("base"))
-                .arg("-a")
-                .arg(dir.join("adapter"))
-                .arg("-o")
-                .arg(&merged),
-        )?;
+        let arguments = mlpack_fs::read_to_string_bounded(&dir.join("arguments"), workspace::TEXT_LIMIT)?;
+        output(Command::new(mlpack).current_dir(&dir).args(["merge", "base", "-o", "mlpack"]).args(arguments.lines()))?;
         let line = output(peers.python().arg(&script).arg("--compare").arg(&dir).arg(&merged))?;
         println!("  {case}: {}", line.trim());
         differing += usize::from(!line.starts_with("0 of"));
+    }
+    Ok(differing)
+}
+
+/// Opens the merged legal-qa model with transformers, in one file and in shards; returns how many of them do not generate
+/// the golden's tokens.
+pub fn opens(peers: &Peers, mlpack: &Path) -> Result<usize> {
+    let work = workspace::root().join("target/parity/opens");
+    if work.exists() {
+        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
+    }
+    let fixtures = workspace::root().join("fixtures/legal-qa");
+    let mut differing = 0;
+    for (case, options) in [("one-file", &[][..]), ("shards", &["--max-shard-size", "1MB"])] {
+        let merged = work.join(case);
+        let mut merge = Command::new(mlpack);
+        merge.arg("merge").arg(fixtures.join("kjv-llama")).arg("-a").arg(fixtures.join("legal-qa-lora"));
+        output(merge.args(options).arg("-o").arg(&merged))?;
+        let mut greedy = peers.script("greedy.py");
+        let line = output(greedy.arg(&merged).arg(fixtures.join("golden/transformers-greedy.json")))?;
+        println!("  {case}: {}", line.trim());
+        differing += usize::from(!line.trim().starts_with("0 of"));
     }
     Ok(differing)
 }

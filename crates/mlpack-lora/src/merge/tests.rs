@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::delta::{Delta, Operand};
-use crate::{Adapter, OverlayOptions};
+use crate::{Adapter, Combine, OverlayOptions};
 use mlpack_fs::Sha256;
 use mlpack_safetensors::Checkpoint;
 use mlpack_tensor::Dtype;
@@ -31,19 +31,44 @@ impl Laid {
 
     /// A golden's base and adapter, made again from the names of their tensors.
     fn golden(golden: &Value) -> Laid {
+        Laid::golden_with(golden, None)
+    }
+
+    /// The same with another file in the place of the adapter's weights.
+    fn golden_with(golden: &Value, weights: Option<&Path>) -> Laid {
         let dir = tempfile::tempdir().unwrap();
-        let (base, adapter) = (dir.path().join("base"), dir.path().join("adapter"));
+        let base = dir.path().join("base");
         std::fs::create_dir(&base).unwrap();
-        std::fs::create_dir(&adapter).unwrap();
-        write_file(&base.join("model.safetensors"), &golden["base"]);
+        write_file(&base.join("model.safetensors"), &golden["base"], "");
         if !golden["config"].is_null() {
             std::fs::write(base.join("config.json"), golden["config"].to_string()).unwrap();
         }
-        write_file(&adapter.join("adapter_model.safetensors"), &golden["adapter"]);
-        std::fs::write(adapter.join("adapter_config.json"), golden["adapter_config"].to_string()).unwrap();
+        let adapter = |name: &str, config: &Value, file: &str, salt: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            match weights {
+                Some(weights) => drop(std::fs::copy(weights, path.join(weights.file_name().unwrap())).unwrap()),
+                None => write_file(&path.join(file), &golden[name], salt),
+            }
+            if config.is_null() {
+                return Adapter::open(&path.join(file)).unwrap();
+            }
+            std::fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
+            Adapter::open(&path).unwrap()
+        };
+        let file = golden["adapter_file"].as_str().unwrap_or("adapter_model.safetensors");
+        let mut adapters = vec![(adapter("adapter", &golden["adapter_config"], file, ""), 1.0)];
+        let mut options = OverlayOptions::default();
+        let combine = &golden["combine"];
+        if !combine.is_null() {
+            let second = adapter("second", &golden["second_config"], "adapter_model.safetensors", "second:");
+            adapters[0].1 = combine["weights"][0].as_f64().unwrap();
+            adapters.push((second, combine["weights"][1].as_f64().unwrap()));
+            let (density, seed) = (combine["density"].as_f64().unwrap(), combine["seed"].as_u64().unwrap());
+            options.combine = Combine::parse(combine["how"].as_str().unwrap(), density, seed).unwrap();
+        }
         let base = Checkpoint::open(&base).unwrap();
-        let adapter = Adapter::open(&adapter).unwrap();
-        let overlay = Overlay::new(vec![(adapter, 1.0)], &base, &OverlayOptions::default());
+        let overlay = Overlay::new(adapters, &base, &options);
         Laid { base, overlay: overlay.unwrap_or_else(|e| panic!("{e}")), _dir: Some(dir) }
     }
 
@@ -71,10 +96,10 @@ impl Laid {
     }
 }
 
-/// The values that fixtures/lora/make.py gives a tensor of that name.
-fn values(name: &str, count: u64) -> Vec<f32> {
+/// The values that fixtures/lora/make.py gives a tensor of that name, with what it puts before it.
+fn values(salt: &str, name: &str, count: u64) -> Vec<f32> {
     // A state dict's copy of a parameter.
-    let name = name.replace(".modules_to_save.", ".");
+    let name = format!("{salt}{}", name.replace(".modules_to_save.", "."));
     let seed = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
@@ -84,24 +109,30 @@ fn values(name: &str, count: u64) -> Vec<f32> {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
         let value = ((z >> 40) as f64 / 8_388_608.0 - 1.0) as f32;
-        let around_one = name.contains("ia3_l") || name.contains("magnitude");
+        let around_one =
+            ["ia3_l", "magnitude", "_scale"].iter().any(|part| name.contains(part)) || name.ends_with(".m");
         if around_one { (1.0 + f64::from(value) / 4.0) as f32 } else { value }
     };
     (0..count).map(value).collect()
 }
 
 /// A safetensors file of tensors with the given dtypes and shapes.
-fn write_file(path: &Path, tensors: &Value) {
+fn write_file(path: &Path, tensors: &Value, salt: &str) {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for (name, described) in tensors.as_object().unwrap() {
         let (dtype, dims) = (described[0].as_str().unwrap(), &described[1]);
         let count = dims.as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product();
         let start = data.len();
-        for value in values(name, count) {
+        for value in values(salt, name, count) {
             match Dtype::from_name(dtype).unwrap() {
                 Dtype::F32 => data.extend(value.to_le_bytes()),
                 Dtype::BF16 => data.extend(half::bf16::from_f32(value).to_le_bytes()),
                 Dtype::F16 => data.extend(half::f16::from_f32(value).to_le_bytes()),
+                small @ (Dtype::F8_E4M3 | Dtype::F8_E5M2) => {
+                    let mut byte = [0];
+                    round_to(small, &[value.into()], &mut byte).unwrap();
+                    data.extend(byte);
+                }
                 other => panic!("{other}"),
             }
         }
@@ -116,10 +147,10 @@ fn write_file(path: &Path, tensors: &Value) {
 }
 
 /// Compares every tensor with the golden: those that change by digest, and that no other is touched.
-fn check(case: &str) {
+fn check(case: &str, weights: Option<&Path>) {
     let path = fixtures("lora").join(format!("{case}.json"));
     let golden: Value = serde_json::from_slice(&mlpack_fs::read_bounded(&path, 1 << 24).unwrap()).unwrap();
-    let laid = Laid::golden(&golden);
+    let laid = Laid::golden_with(&golden, weights);
     let merged = golden["merged"].as_object().unwrap();
     let mut compared = 0;
     for (name, theirs) in merged {
@@ -141,31 +172,51 @@ fn check(case: &str) {
     }
     assert_eq!(compared, laid.overlay.targets().len(), "{case}: a target that PEFT's result does not have");
     assert!(compared > 0, "{case}");
-    // A head that is no longer the embedding is worth a word.
+    // A head that is no longer the embedding is worth a word, and so are sums that become FP8 again.
     assert_eq!(
         laid.overlay.notes().len(),
-        usize::from(case == "vocabulary-tied"),
+        usize::from(case == "vocabulary-tied" || case.starts_with("fp8-")),
         "{case}: {:?}",
         laid.overlay.notes()
     );
 }
 
 #[test]
-fn every_kind_of_adapter_is_pefts_own_merge_in_float64_rounded_once() {
+fn every_kind_of_adapter_and_way_of_combining_them_is_pefts_in_float64_rounded_once() {
     let mut cases: Vec<String> = std::fs::read_dir(fixtures("lora"))
         .unwrap()
         .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
         .collect();
     cases.sort();
-    assert!(cases.len() >= 36, "{cases:?}");
-    let failed: Vec<&String> = cases.iter().filter(|case| std::panic::catch_unwind(|| check(case)).is_err()).collect();
+    assert!(cases.len() >= 50, "{cases:?}");
+    let failed: Vec<&String> =
+        cases.iter().filter(|case| std::panic::catch_unwind(|| check(case, None)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]
+fn files_that_pytorch_wrote_are_the_same_adapter() {
+    // A plain state dict; and one within a training checkpoint, with transposed views and a storage that two tensors share.
+    for file in ["adapter_model.bin", "adapter_model.pt"] {
+        check("lora", Some(&fixtures("lora/torch").join(file)));
+    }
+}
+
+#[test]
 fn slabs_and_row_order_do_not_change_a_bit_of_any_kind() {
-    for case in ["dora", "dora-conv1d-layers", "convolutions", "lokr", "loha-convolutions", "experts-transposed", "ia3"]
-    {
+    for case in [
+        "dora",
+        "dora-conv1d-layers",
+        "convolutions",
+        "lokr",
+        "loha-convolutions",
+        "experts-transposed",
+        "ia3",
+        "fp8-e4m3",
+        "combine-ties",
+        "combine-dare",
+        "combine-magnitude-prune",
+    ] {
         let path = fixtures("lora").join(format!("{case}.json"));
         let laid = Laid::golden(&serde_json::from_slice(&mlpack_fs::read_bounded(&path, 1 << 24).unwrap()).unwrap());
         for target in 0..laid.overlay.targets().len() {
