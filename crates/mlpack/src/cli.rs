@@ -110,6 +110,12 @@ pub struct MergingArgs {
     pub report: Option<PathBuf>,
 }
 
+impl Default for MergingArgs {
+    fn default() -> MergingArgs {
+        MergingArgs { allow_empty: false, combine: "sum".to_owned(), density: 0.5, seed: 0, report: None }
+    }
+}
+
 /// What a run may use.
 #[derive(Debug, Args)]
 pub struct ResourceArgs {

@@ -1,20 +1,21 @@
 //! `mlpack release`: everything that `mlpack.toml` declares.
 
 use super::convert::{Quantizer, convert_into};
+use super::merge::{merge_into, merge_parameters};
 use super::modelfile::{self, Settings};
 use super::publish::{self, How};
 use super::registry::Place;
-use super::{merge::merge_into, trace};
+use super::trace;
 use crate::cli::{RegistryArgs, ReleaseArgs};
 use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use config::Config;
-use mlpack_convert::{GgufRequest, MergeRequest, OverlayOptions, Source, Split};
+use mlpack_convert::{GgufRequest, MergeRequest, Source, Split};
 use mlpack_fs::AtomicDir;
 use mlpack_oci::Parameter;
 use mlpack_provenance::{RunSource, TraceOptions};
-use serde_json::{Map, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -29,22 +30,27 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let variants = inputs::variants(&config.gguf.quant)?;
     let families = inputs::families(&config.paths(&config.gguf.arch_file))?;
     let settings = settings(&config)?;
-    let quantizer = Quantizer::new(&config.quantize, config.folder())?;
+    let mut quantizer = Quantizer::new(&config.quantize, config.folder())?;
+    let merging = config.merge.merging();
+    quantizer.parameters.extend(inputs::merging_parameters(&merging));
+    let max_shard_size = config.merge.max_shard_size.as_deref().map(inputs::size).transpose()?;
     let resources = inputs::resources(&args.resources)?;
     let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
     let target = config.publish.as_ref().map(|p| Place::target(&p.to, &RegistryArgs::default())).transpose()?;
     let run = config.run.as_deref().map(|text| RunSource::parse(text, config.folder())).transpose()?;
     let adapters: Vec<(PathBuf, f64)> = config.adapter.iter().map(|a| (config.path(&a.path), a.weight)).collect();
-    let source = Source::open(&config.path(&config.base), &adapters, &OverlayOptions::default())?;
+    let source = Source::open(&config.path(&config.base), &adapters, &inputs::overlay(&merging)?)?;
     let dataset = config.dataset.as_deref().map(|path| config.path(path));
     let runs = lineage::runs(&adapters, run.as_ref(), dataset.as_deref())?;
 
-    if let Some(merge) = &config.merge {
+    if let Some(output) = &config.merge.output {
         // A merged checkpoint of an earlier run has its claims beside it and is replaced; anything else is not touched.
-        let path = dir.join(&merge.output);
+        let path = dir.join(output);
         let ours = mlpack_provenance::sidecar_path(&path).is_file();
-        let merged = if ours { AtomicDir::replace(&path)? } else { AtomicDir::create(&path)? };
-        merge_into(&source, &MergeRequest::default(), Map::new(), &runs, merged, &resources, out)?;
+        let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
+        let request = MergeRequest { max_shard_size, measure: false };
+        let parameters = merge_parameters(&merging, max_shard_size);
+        merge_into(&source, &request, parameters, &runs, merged, &resources, out)?;
     }
     let pre = config.gguf.pre.as_deref();
     let request = GgufRequest {

@@ -12,7 +12,7 @@
 //! quant = ["F16", "Q8_0", "Q4_K_M"]
 //! ```
 
-use crate::cli::QuantizerArgs;
+use crate::cli::{MergingArgs, QuantizerArgs};
 use mlpack_fs::{ErrorKind, read_to_string_bounded};
 use mlpack_tensor::{Escaped, nearest};
 use serde::Deserialize;
@@ -40,8 +40,9 @@ pub struct Config {
     /// The adapters.
     #[serde(default)]
     pub adapter: Vec<AdapterConfig>,
-    /// The merged checkpoint, if one is wanted.
-    pub merge: Option<MergeConfig>,
+    /// How the adapters are merged, and where the merged checkpoint goes, if one is wanted.
+    #[serde(default)]
+    pub merge: MergeConfig,
     /// The GGUF variants.
     pub gguf: GgufConfig,
     /// How they are quantized: the options of `mlpack convert`, with underscores.
@@ -67,12 +68,36 @@ pub struct AdapterConfig {
     pub weight: f64,
 }
 
-/// The merged checkpoint.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// How adapters are merged, for the merged checkpoint and for every variant: the options of `mlpack merge`, with underscores.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct MergeConfig {
-    /// Its directory, within the output directory.
-    pub output: PathBuf,
+    /// The merged checkpoint's directory, within the output directory; without it there is none.
+    pub output: Option<PathBuf>,
+    /// The most bytes of weights in one of its files.
+    pub max_shard_size: Option<String>,
+    /// How several adapters become one.
+    pub combine: Option<String>,
+    /// The share of each delta that stays.
+    pub density: Option<f64>,
+    /// Where the coins of DARE begin.
+    pub seed: Option<u64>,
+    /// Whether adapters may change nothing.
+    pub allow_empty: bool,
+}
+
+impl MergeConfig {
+    /// The same as the command line says it.
+    pub fn merging(&self) -> MergingArgs {
+        let default = MergingArgs::default();
+        MergingArgs {
+            allow_empty: self.allow_empty,
+            combine: self.combine.clone().unwrap_or(default.combine),
+            density: self.density.unwrap_or(default.density),
+            seed: self.seed.unwrap_or(default.seed),
+            report: None,
+        }
+    }
 }
 
 /// The GGUF variants.
@@ -243,6 +268,16 @@ mod tests {
     fn defaults_are_filled_in() {
         let config = parse(&format!("{LEAST}[[adapter]]\npath = \"a\"\n")).unwrap();
         assert_eq!((config.output, config.adapter[0].weight), (PathBuf::from("dist"), 1.0));
+    }
+
+    #[test]
+    fn merging_has_the_defaults_of_the_command_line_and_its_options() {
+        let merging = |text: &str| format!("{:?}", parse(&format!("{LEAST}{text}")).unwrap().merge.merging());
+        assert_eq!(merging(""), format!("{:?}", MergingArgs::default()));
+        let ties = MergingArgs { combine: "ties".to_owned(), density: 0.25, ..MergingArgs::default() };
+        assert_eq!(merging("[merge]\ncombine = \"ties\"\ndensity = 0.25\n"), format!("{ties:?}"));
+        let error = parse(&format!("{LEAST}[merge]\ncombined = \"ties\"\n")).unwrap_err();
+        assert_eq!(error.hint().unwrap(), "did you mean `combine`?");
     }
 
     #[test]
