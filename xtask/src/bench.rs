@@ -7,6 +7,7 @@ mod adapt;
 mod cost;
 mod importance;
 mod lineage;
+mod merge;
 mod model;
 mod quantize;
 mod registry;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["f16", "convert", "quantize", "chain", "registry", "trace"];
+const PARTS: &[&str] = &["f16", "merge", "convert", "quantize", "chain", "registry", "trace"];
 
 struct Options {
     parts: Vec<String>,
@@ -60,7 +61,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     }
     let peers = Peers::locate()?;
     let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
-    if any_but(&["f16", "convert", "registry", "trace"]) {
+    if any_but(&["f16", "merge", "convert", "registry", "trace"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
@@ -80,6 +81,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     for part in &options.parts {
         let report = match part.as_str() {
             "f16" => adapt::base_to_f16(&bench)?,
+            "merge" => merge::run(&bench)?,
             "convert" => adapt::to_f16(&bench)?,
             "quantize" => quantize::run(&bench)?,
             "chain" => adapt::to_q4_k_m(&bench)?,

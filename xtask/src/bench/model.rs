@@ -16,6 +16,8 @@ const HEADS: usize = 32;
 const KV_HEADS: usize = 8;
 const VOCAB: usize = 49152;
 const RANK: usize = 16;
+/// The rank of an adapter whose factors are as large as adapters get.
+pub const HIGH_RANK: usize = 256;
 const DEVIATION: f64 = 0.02;
 
 /// Each projection of a layer: its name in the checkpoint and in GGUF, its rows and columns.
@@ -48,9 +50,23 @@ pub fn write(dir: &Path, tokenizer: &Path) -> Result<(PathBuf, PathBuf)> {
     let mut random = Normal::new(1);
     write_base(&base, &mut random)?;
     write_json(&base.join("config.json"), &config())?;
-    write_file(&lora.join("adapter_model.safetensors"), &adapter(), &mut random)?;
-    write_json(&complete, &adapter_config())?;
+    write_adapter(&lora, RANK, &mut random)?;
     Ok((base, lora))
+}
+
+/// Writes `bench-1b-lora-r256` under `dir`, unless it is there, and returns its path.
+pub fn write_high_rank(dir: &Path) -> Result<PathBuf> {
+    let lora = dir.join("bench-1b-lora-r256");
+    if !lora.join("adapter_config.json").is_file() {
+        std::fs::create_dir_all(&lora).with_context(|| format!("cannot create `{}`", lora.display()))?;
+        write_adapter(&lora, HIGH_RANK, &mut Normal::new(2))?;
+    }
+    Ok(lora)
+}
+
+fn write_adapter(dir: &Path, rank: usize, random: &mut Normal) -> Result<()> {
+    write_file(&dir.join("adapter_model.safetensors"), &adapter(rank), random)?;
+    write_json(&dir.join("adapter_config.json"), &adapter_config(rank))
 }
 
 /// One tensor to write.
@@ -106,13 +122,13 @@ fn write_base(base: &Path, random: &mut Normal) -> Result<()> {
     write_json(&base.join("model.safetensors.index.json"), &index)
 }
 
-fn adapter() -> Vec<Tensor> {
+fn adapter(rank: usize) -> Vec<Tensor> {
     let mut tensors = Vec::new();
     for layer in 0..LAYERS {
         for (name, _, rows, columns) in PROJECTIONS {
             let key = format!("base_model.model.model.layers.{layer}.{name}");
-            tensors.push(Tensor::new(format!("{key}.lora_A.weight"), &[RANK, columns], Fill::NormalF32));
-            tensors.push(Tensor::new(format!("{key}.lora_B.weight"), &[rows, RANK], Fill::NormalF32));
+            tensors.push(Tensor::new(format!("{key}.lora_A.weight"), &[rank, columns], Fill::NormalF32));
+            tensors.push(Tensor::new(format!("{key}.lora_B.weight"), &[rows, rank], Fill::NormalF32));
         }
     }
     tensors
@@ -128,11 +144,11 @@ fn config() -> Value {
     })
 }
 
-fn adapter_config() -> Value {
+fn adapter_config(rank: usize) -> Value {
     let modules: Vec<&str> = PROJECTIONS.iter().filter_map(|(name, ..)| name.split('.').nth(1)).collect();
     json!({
-        "base_model_name_or_path": "bench-1b", "bias": "none", "fan_in_fan_out": false, "lora_alpha": 2 * RANK,
-        "lora_dropout": 0.0, "peft_type": "LORA", "r": RANK, "target_modules": modules, "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "bench-1b", "bias": "none", "fan_in_fan_out": false, "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0, "peft_type": "LORA", "r": rank, "target_modules": modules, "task_type": "CAUSAL_LM",
         "use_rslora": false, "use_dora": false,
     })
 }
