@@ -185,11 +185,87 @@ fn adapters_that_cannot_be_merged() {
     adapter(&dir, "pissa", pissa, &factors(Q_PROJ, 256, 256, 0.1));
     let twice = [factors(Q_PROJ, 256, 256, 0.1), factors("model.layers.0.self_attn.q_proj", 256, 256, 0.2)].concat();
     adapter(&dir, "twice", LORA, &twice);
-    for name in ["nan", "all-at-once", "rank", "pissa", "twice"] {
+    let mut bad = factors(Q_PROJ, 256, 256, 0.1);
+    bad[0].2[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    adapter(&dir, "infinity", LORA, &bad);
+    // Each factor is a number, and the product more than bfloat16 holds.
+    adapter(&dir, "overflow", LORA, &[factors(Q_PROJ, 256, 256, 1e37)[1..].to_vec(), far()].concat());
+    let other = [
+        factors("base_model.model.transformer.h.0.attn.c_attn", 768, 256, 0.1),
+        factors("base_model.model.transformer.h.0.mlp.c_fc", 1024, 256, 0.1),
+    ];
+    adapter(&dir, "architecture", LORA, &other.concat());
+    for name in ["nan", "infinity", "overflow", "all-at-once", "rank", "pissa", "twice", "architecture"] {
         refuses(&format!("adapter-{name}"), &dir, &["merge", &base(), "-a", name, "-o", "out"], 3);
     }
     let args = ["merge", &base(), "-a", "nan", "-o", "out", "--combine", "slerp"];
     refuses("combine-unknown", &dir, &args, 2);
+}
+
+/// A factor A of layer 0's q_proj whose values are large.
+fn far() -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    vec![tensor(&format!("{Q_PROJ}.lora_A.weight"), &[2, 256], 1e3)]
+}
+
+#[test]
+fn kinds_of_adapters_that_are_not_merged_are_named() {
+    let dir = TestDir::new();
+    let mut said = String::new();
+    for kind in
+        ["VERA", "ADALORA", "OFT", "BOFT", "HRA", "FOURIERFT", "POLY", "XLORA", "PROMPT_TUNING", "new\u{1b}[31m"]
+    {
+        let config = json!({"peft_type": kind, "r": 2, "lora_alpha": 4}).to_string();
+        adapter(&dir, "kind", &config, &factors(Q_PROJ, 256, 256, 0.1));
+        said.push_str(&refused(&dir, &["merge", &base(), "-a", "kind", "-o", "out"], 3));
+        said.push('\n');
+    }
+    let nothing = json!({"r": 2, "lora_alpha": 4}).to_string();
+    adapter(&dir, "kind", &nothing, &factors(Q_PROJ, 256, 256, 0.1));
+    said.push_str(&refused(&dir, &["merge", &base(), "-a", "kind", "-o", "out"], 3));
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn every_spelling_of_an_adapters_keys_gives_the_same_bytes() {
+    let dir = TestDir::new();
+    let adapted = |name: &str, base: &str, spelling: &dyn Fn(&str) -> String| {
+        let path = dir.copy("legal-qa/legal-qa-lora", name);
+        respell(&path.join("adapter_model.safetensors"), spelling);
+        let out = format!("{name}-merged");
+        mlpack(&dir).args(["merge", base, "-a", name, "-o", &out]).succeed();
+        Checkpoint::open(&dir.path(&out)).unwrap()
+    };
+    let values = |merged: &Checkpoint| -> Vec<String> {
+        merged.tensors().iter().map(|t| mlpack_fs::Sha256::of(merged.bytes(t)).to_string()).collect()
+    };
+    let peft = values(&adapted("peft", &base(), &|key| key.to_owned()));
+    let module = |key: &str| key.strip_prefix("base_model.model.").unwrap().to_owned();
+    let spellings: [(&str, &dyn Fn(&str) -> String); 8] = [
+        ("bare", &module),
+        ("state-dict", &|key| key.replace(".weight", ".default.weight")),
+        ("compiled", &|key| format!("_orig_mod.{key}")),
+        ("distributed", &|key| format!("module.{key}")),
+        ("sharded", &|key| format!("_fsdp_wrapped_module.{}", key.replace(".mlp.", "._fsdp_wrapped_module.mlp."))),
+        ("checkpointed", &|key| key.replace(".self_attn.", "._checkpoint_wrapped_module.self_attn.")),
+        ("vision", &|key| key.replace("model.model.layers", "model.model.language_model.layers")),
+        ("older-vision", &|key| key.replace("model.model.layers", "model.language_model.model.layers")),
+    ];
+    for (name, spelling) in spellings {
+        assert_eq!(values(&adapted(name, &base(), spelling)), peft, "{name}");
+    }
+    // And where it is the base whose names have the other prefix.
+    let other = dir.copy("legal-qa/kjv-llama", "other");
+    respell(&other.join("model.safetensors"), |key| key.replace("model.", "language_model.model."));
+    assert_eq!(values(&adapted("same", "other", &|key| key.to_owned())), peft);
+}
+
+/// Gives the tensors of a file other names.
+fn respell(path: &Path, spelling: impl Fn(&str) -> String) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<_> = file.tensors().into_iter().map(|(name, tensor)| (spelling(&name), tensor)).collect();
+    let written = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(path, written).unwrap();
 }
 
 #[test]
@@ -202,6 +278,9 @@ fn a_pickle_that_calls_something_is_refused_and_nothing_runs() {
     let pickle = b"\x80\x02cposix\nsystem\nX\x09\x00\x00\x00touch ran\x85R.";
     std::fs::write(path.join("adapter_model.bin"), pickle).unwrap();
     refuses("adapter-evil-pickle", &dir, &["merge", &base(), "-a", "evil", "-o", "out"], 3);
+    // The same in the archive that PyTorch writes today, made by PyTorch itself.
+    std::fs::copy(fixture("lora/torch/evil.bin"), path.join("adapter_model.bin")).unwrap();
+    refuses("adapter-evil-archive", &dir, &["merge", &base(), "-a", "evil", "-o", "out"], 3);
 }
 
 #[test]
@@ -211,6 +290,11 @@ fn folders_and_bases_that_have_to_be_made_readable_first() {
     std::fs::write(dir.path("zero/global_step10/mp_rank_00_model_states.pt"), b"").unwrap();
     std::fs::write(dir.path("zero/zero_to_fp32.py"), b"").unwrap();
     refuses("adapter-deepspeed", &dir, &["merge", &base(), "-a", "zero", "-o", "out"], 3);
+    // The folder of a training run, whose steps are inside.
+    std::fs::create_dir_all(dir.path("stage2/global_step4")).unwrap();
+    std::fs::write(dir.path("stage2/global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"), b"").unwrap();
+    std::fs::write(dir.path("stage2/latest"), b"global_step4").unwrap();
+    refuses("adapter-deepspeed-stage2", &dir, &["merge", &base(), "-a", "stage2", "-o", "out"], 3);
     let model = dir.copy("legal-qa/kjv-llama", "quantized");
     let mut config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
     config["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});

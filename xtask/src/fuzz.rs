@@ -26,6 +26,7 @@ const READERS: &[(&str, &[&str])] = &[
     ("imatrix", &["malformed/imatrix/truncated.dat", "malformed/imatrix/not-finite.gguf"]),
     ("adapter-config", &["legal-qa/legal-qa-lora/adapter_config.json"]),
     ("adapter", &["malformed/adapter/unmatched-keys/adapter_model.safetensors"]),
+    ("adapter-torch", &["lora/torch/adapter_model.bin", "lora/torch/adapter_model.pt", "lora/torch/evil.bin"]),
     ("config", &["legal-qa/kjv-llama/config.json"]),
     ("architecture", &["../crates/mlpack-arch/archs/llama.toml", "../crates/mlpack-arch/archs/qwen2.toml"]),
     ("tokenizer-json", &["legal-qa/kjv-llama/tokenizer.json"]),

@@ -9,6 +9,18 @@ use std::path::{Path, PathBuf};
 /// Entries of a list that are shown before it is cut with a count.
 const SHOWN: usize = 10;
 
+/// Kinds that PEFT 0.21 cannot merge either: they add to prompts, or choose among adapters for each token.
+const ALONGSIDE: &[&str] = &[
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "XLORA",
+    "POLY",
+];
+
 /// Why an adapter cannot be read or laid over a base.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -345,10 +357,12 @@ impl Error {
             }
             Error::Torch { .. } => "save the adapter with save_pretrained, which writes adapter_model.safetensors",
             Error::DeepSpeed { path, .. } => {
-                let dir = path.display();
+                // The script takes the folder that has the steps in it.
+                let is_step = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("global_step"));
+                let dir = if is_step { path.parent().unwrap_or(path) } else { path }.display();
                 return Some(format!(
-                    "consolidate it first: python {dir}/zero_to_fp32.py {dir} {dir}/consolidated --safe_serialization; or train with \
-                     stage3_gather_16bit_weights_on_model_save and give the directory that save_pretrained wrote"
+                    "consolidate it first: python -m deepspeed.utils.zero_to_fp32 {dir} {dir}/consolidated --safe_serialization; \
+                     or train with stage3_gather_16bit_weights_on_model_save and give the directory that save_pretrained wrote"
                 ));
             }
             Error::QuantizedBase { .. } => {
@@ -361,6 +375,12 @@ impl Error {
                 "save the adapter again with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), which turns it \
                  into a plain LoRA of the original base"
             }
+            Error::PeftType { found, .. } if found.is_empty() => {
+                "the config is not whole; give the directory that PEFT's save_pretrained wrote"
+            }
+            Error::PeftType { found, .. } if ALONGSIDE.contains(&found.as_str()) => {
+                "this kind works beside the weights while the model runs; no merged weight can do the same"
+            }
             Error::PeftType { .. } | Error::Setting { .. } => {
                 "merge this adapter with PEFT's merge_and_unload() and convert the merged directory"
             }
@@ -368,6 +388,12 @@ impl Error {
                 if unmatched.iter().all(|u| matches!(u, Unmatched::NoPartner { .. })) =>
             {
                 "the adapter file is incomplete; save it again from the training checkpoint"
+            }
+            Error::Unmatched { total, unmatched, .. }
+                if unmatched.len() == *total && unmatched.iter().all(|u| matches!(u, Unmatched::NoBase { .. })) =>
+            {
+                "the base has none of the modules that the adapter was trained on: it is of another architecture; give the base that \
+                 adapter_config.json names (base_model_name_or_path)"
             }
             Error::Unmatched { .. } => {
                 "nothing was merged; check that the adapter was trained on this base (adapter_config.json, base_model_name_or_path)"

@@ -27,6 +27,7 @@ const READERS: &[(&str, &str, Reader)] = &[
     ("imatrix", "imatrix", imatrix),
     ("adapter-config", "adapter_config.json", adapter_config),
     ("adapter", "adapter_model.safetensors", adapter),
+    ("adapter-torch", "adapter_model.bin", adapter),
     ("config", "config.json", config),
     ("architecture", "arch.toml", architecture),
     ("tokenizer-json", "tokenizer.json", tokenizer),
