@@ -136,7 +136,6 @@ pub fn merge(
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);
     }
-    resume.finish()?;
     let dir = out.path().to_owned();
     out.seal()?;
     for SealedFile { path, .. } in &mut done.outputs {

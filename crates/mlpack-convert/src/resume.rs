@@ -62,11 +62,6 @@ impl Resume {
         }
         Ok(())
     }
-
-    /// Everything is written.
-    pub(crate) fn finish(self) -> Result<(), Error> {
-        Ok(self.journal.remove()?)
-    }
 }
 
 /// A digest of everything that decides the merged bytes. Weights are told by what the system says of their files, which

@@ -12,6 +12,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+/// How names of outputs end that are in work.
+const PARTIAL: &str = ".mlpack-partial";
+
 /// Bytes read back at a time when an extent was written before its turn to be hashed.
 const READ_BACK_LEN: usize = 1 << 20;
 
@@ -299,8 +302,18 @@ impl AtomicDir {
         &self.partial.path
     }
 
-    /// Gives the directory its final name. The files in it must have been flushed, as [`AtomicFile::seal`] does.
+    /// Gives the directory its final name. The files in it must have been flushed, as [`AtomicFile::seal`] does. Files in
+    /// work that an interrupted run of something else left in it go, and the journal.
     pub fn seal(self) -> Result<(), Error> {
+        for entry in fs::read_dir(self.contents()).map_err(|e| Error::io(Operation::List, self.contents(), e))? {
+            let entry = entry.map_err(|e| Error::io(Operation::List, self.contents(), e))?;
+            let name = entry.file_name();
+            let bytes = name.as_encoded_bytes();
+            let in_work = bytes.starts_with(b".") && bytes.ends_with(PARTIAL.as_bytes());
+            if in_work || name == crate::journal::NAME {
+                remove(&entry.path()).map_err(|e| Error::io(Operation::Remove, entry.path(), e))?;
+            }
+        }
         sync_dir(&self.partial.temporary)?;
         let path = self.partial.path.clone();
         let is_empty = fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none());
@@ -348,7 +361,7 @@ impl Partial {
         fs::create_dir_all(parent).map_err(|e| Error::io(Operation::CreateDir, parent, e))?;
         let mut partial = OsString::from(".");
         partial.push(name);
-        partial.push(".mlpack-partial");
+        partial.push(PARTIAL);
         Ok(Partial { path: target.to_owned(), temporary: parent.join(partial), owned: false })
     }
 
@@ -475,12 +488,14 @@ mod tests {
 
         let output = dir.path().join("d");
         let kept = AtomicDir::resume(&output).unwrap();
-        fs::write(kept.contents().join("x"), "x").unwrap();
+        for name in ["x", ".y.mlpack-partial", ".mlpack-journal"] {
+            fs::write(kept.contents().join(name), "x").unwrap();
+        }
         kept.keep();
         let again = AtomicDir::resume(&output).unwrap();
         assert!(again.contents().join("x").is_file());
         again.seal().unwrap();
-        assert!(output.join("x").is_file());
+        assert_eq!(names(&output), ["x"], "what is still in work is no part of it");
     }
 
     #[test]

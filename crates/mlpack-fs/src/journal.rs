@@ -16,13 +16,13 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-const NAME: &str = ".mlpack-journal";
+pub(crate) const NAME: &str = ".mlpack-journal";
 const FIRST_LINE: &str = "mlpack journal 1";
 
 /// The longest journal that is read: a hundred lines for each of some thousand files.
 const MAX_LEN: u64 = 64 << 20;
 
-/// The journal of a directory that is not sealed yet.
+/// The journal of a directory that is not sealed yet; [`AtomicDir::seal`] removes it.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -72,14 +72,6 @@ impl Journal {
         let line = format!("{file} {byte_len} {sha256}\n");
         let mut journal = self.file.lock().expect("no thread panics holding the lock");
         journal.write_all(line.as_bytes()).map_err(|e| Error::io(Operation::Write, &self.path, e))
-    }
-
-    /// Removes it, when all files are whole and the directory is about to get its name.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn remove(self) -> Result<(), Error> {
-        std::fs::remove_file(&self.path).map_err(|e| Error::io(Operation::Remove, &self.path, e))
     }
 }
 
@@ -136,9 +128,9 @@ mod tests {
         std::fs::write(out.contents().join("x"), b"x").unwrap();
         let journal = Journal::open(&out, &other).unwrap();
         assert_eq!((journal.found(0), out.contents().join("x").exists()), (&[][..], false));
-        journal.remove().unwrap();
+        drop(journal);
         out.seal().unwrap();
-        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "the journal goes when the directory is sealed");
     }
 
     #[test]
