@@ -1,11 +1,12 @@
 //! An adapter on disk: PEFT's directory, MLX's directory, or a single file of kohya's.
 
 use crate::key::{Key, Role};
-use crate::matrix::{AdapterTensor, is_summable};
+use crate::matrix::{AdapterTensor, Matrix, is_summable};
 use crate::weights::Weights;
 use crate::{AdapterConfig, Error, Method, Misfit, Unmatched};
 use mlpack_fs::Stamp;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub(crate) const CONFIG_NAME: &str = "adapter_config.json";
@@ -123,6 +124,17 @@ impl Adapter {
         self.weights.bytes(tensor)
     }
 
+    /// Says that a tensor is not needed for now.
+    pub(crate) fn release(&self, tensor: usize) {
+        let range = &self.tensors()[tensor].range;
+        self.weights.release(tensor, 0..range.end - range.start);
+    }
+
+    /// Says that rows of a matrix are not needed for now.
+    pub(crate) fn release_rows(&self, matrix: &Matrix, rows: Range<u64>) {
+        self.weights.release(matrix.tensor, matrix.byte_range(rows));
+    }
+
     /// The tensors by module, in the order of names.
     pub(crate) fn modules(&self) -> &BTreeMap<(String, usize), Module> {
         &self.modules
@@ -145,31 +157,40 @@ impl Adapter {
             };
             if !is_summable(tensor.dtype) {
                 misfits.push(misfit("F32, F16, BF16, F64, F8_E4M3 or F8_E5M2", tensor.dtype.to_string()));
-            } else if let Some((place, value)) = first_not_finite(tensor, self.bytes(index)) {
+            } else if let Some((place, value)) = self.first_not_finite(index) {
                 misfits.push(misfit("finite values", format!("{value:?} at element {place}")));
             }
         }
         misfits
     }
 
+    fn first_not_finite(&self, tensor: usize) -> Option<(usize, f64)> {
+        const PIECE: usize = 4096;
+        /// Bytes that are looked at before their pages are given back.
+        const RELEASED: u64 = 4 << 20;
+        let (dtype, bytes) = (self.tensors()[tensor].dtype, self.bytes(tensor));
+        let size = dtype.byte_size() as usize;
+        let mut values = [0.0; PIECE];
+        let (mut at, mut released) = (0, 0);
+        for (i, piece) in bytes.chunks(PIECE * size).enumerate() {
+            let values = &mut values[..piece.len() / size];
+            crate::matrix::to_f64(dtype, piece, values);
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                return Some((i * PIECE + at, values[at]));
+            }
+            at += piece.len() as u64;
+            if at - released >= RELEASED || at == bytes.len() as u64 {
+                self.weights.release(tensor, released..at);
+                released = at;
+            }
+        }
+        None
+    }
+
     /// What PEFT calls the config's kind, for messages.
     pub(crate) fn is(&self, method: Method) -> bool {
         self.config.method == method
     }
-}
-
-fn first_not_finite(tensor: &AdapterTensor, bytes: &[u8]) -> Option<(usize, f64)> {
-    const PIECE: usize = 4096;
-    let size = tensor.dtype.byte_size() as usize;
-    let mut values = [0.0; PIECE];
-    for (i, piece) in bytes.chunks(PIECE * size).enumerate() {
-        let values = &mut values[..piece.len() / size];
-        crate::matrix::to_f64(tensor.dtype, piece, values);
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Some((i * PIECE + at, values[at]));
-        }
-    }
-    None
 }
 
 /// The shards of a training state that DeepSpeed's ZeRO leaves, where nothing else is there.

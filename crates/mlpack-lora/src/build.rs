@@ -139,6 +139,7 @@ impl<'a> Builder<'a> {
             }
             for ((module, depth), roles) in adapter.modules() {
                 self.module(&mut work, module, *depth, roles);
+                roles.values().for_each(|tensor| adapter.release(*tensor));
             }
         }
         let path = adapter.weights_path().to_owned();

@@ -71,10 +71,12 @@ impl Panels {
         Ok(&self.kept[at].1)
     }
 
-    /// Drops what was not used since the last call.
-    pub(crate) fn end_slab(&mut self) {
+    /// Drops what was not used since the last call, and says what that is.
+    pub(crate) fn end_slab(&mut self) -> Vec<PanelKey> {
+        let dropped = self.kept.iter().filter(|(.., used)| !used).map(|(key, ..)| *key).collect();
         self.kept.retain(|(.., used)| *used);
         self.kept.iter_mut().for_each(|(.., used)| *used = false);
+        dropped
     }
 }
 

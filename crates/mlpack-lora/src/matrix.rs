@@ -88,6 +88,15 @@ impl Matrix {
         self.rows * self.cols
     }
 
+    /// Where rows lie in the tensor's bytes, where they lie together; nothing where they do not.
+    pub(crate) fn byte_range(&self, rows: Range<u64>) -> Range<u64> {
+        if self.col_stride != 1 || self.row_stride != self.cols {
+            return 0..0;
+        }
+        let at = |row: u64| (self.offset + row * self.row_stride) * self.dtype.byte_size();
+        at(rows.start)..at(rows.end)
+    }
+
     /// One row in float64. `bytes` are the tensor's.
     pub(crate) fn decode_row(&self, bytes: &[u8], row: u64, out: &mut [f64]) {
         self.decode_from(bytes, row, 0, out);

@@ -1,7 +1,7 @@
 //! Merged rows: base values plus what the adapters change, in float64, rounded once.
 
 use crate::combine::Coins;
-use crate::delta::Panels;
+use crate::delta::{PanelKey, Panels};
 use crate::matrix::{Matrix, to_f64};
 use crate::target::{Axis, Form, Part, Rect, Target};
 use crate::{ChangeTally, Combine, Error, Overlay, round_scaled, round_to};
@@ -49,7 +49,7 @@ impl Overlay {
         let needed = merge.matrix_rows(rows);
         let cols = merge.target.matrix_dims().1 as usize;
         merge.compute(&needed, room).map_err(|e| merge.device(&e))?;
-        room.panels.end_slab();
+        room.panels.end_slab().into_iter().for_each(|key| self.release(key));
         if let Some(tally) = tally {
             tally.add(target, &needed, cols, &room.values, &room.change);
         }
@@ -73,6 +73,16 @@ impl Overlay {
             at += (row_len / cols).saturating_sub(1);
         }
         Ok(())
+    }
+}
+
+impl Overlay {
+    /// Gives back the pages of factors that no slab asks for any more.
+    fn release(&self, (target, part, operand): PanelKey) {
+        let part = &self.targets()[target].parts[part];
+        let (Form::Add { delta, .. } | Form::Dora { delta, .. }) = &part.form else { return };
+        let adapter = &self.adapters()[part.adapter].0;
+        delta.operands()[operand].matrices().into_iter().for_each(|matrix| adapter.release(matrix.tensor));
     }
 }
 
@@ -293,6 +303,10 @@ impl Merge<'_> {
                         set(value, change, *new);
                     }
                 }
+                // Listed rows are few; others may be those of a whole embedding.
+                if let (None, Some(first), Some(last)) = (listed, local.iter().min(), local.iter().max()) {
+                    adapter.release_rows(new, *first..last + 1);
+                }
             }
         }
         Ok(())
@@ -346,6 +360,9 @@ impl Merge<'_> {
             // A stack's rows are pieces of the parameter's.
             let first = row * matrix_cols;
             replaced.values.decode_from(bytes, first / cols.max(1), first % cols.max(1), out);
+        }
+        if let (true, Some(first), Some(last)) = (matrix_cols == cols, rows.iter().min(), rows.iter().max()) {
+            self.overlay.adapters()[replaced.adapter].0.release_rows(&replaced.values, *first..last + 1);
         }
     }
 

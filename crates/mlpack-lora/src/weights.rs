@@ -4,6 +4,7 @@ use crate::matrix::AdapterTensor;
 use crate::{Error, torch};
 use mlpack_fs::MappedFile;
 use mlpack_safetensors::SafetensorsFile;
+use std::ops::Range;
 use std::path::Path;
 
 /// An opened weights file.
@@ -49,6 +50,12 @@ impl Weights {
     pub(crate) fn bytes(&self, tensor: usize) -> &[u8] {
         let range = &self.tensors[tensor].range;
         &self.map().bytes()[range.start as usize..range.end as usize]
+    }
+
+    /// Says that some bytes of a tensor are not needed for now, so that a large adapter does not stay in memory.
+    pub(crate) fn release(&self, tensor: usize, bytes: Range<u64>) {
+        let start = self.tensors[tensor].range.start;
+        self.map().release((start + bytes.start) as usize..(start + bytes.end) as usize);
     }
 
     pub(crate) fn map(&self) -> &MappedFile {
