@@ -148,6 +148,33 @@ fn combined_adapters_are_the_same_bytes_with_any_number_of_threads() {
 }
 
 #[test]
+fn a_base_of_another_name_or_revision_than_the_adapters_is_told() {
+    let dir = TestDir::new();
+    let (ours, theirs) = ("a".repeat(40), "b".repeat(40));
+    let cached = format!("models--owner--kjv-llama/snapshots/{ours}");
+    dir.copy("legal-qa/kjv-llama", &cached);
+    dir.copy("legal-qa/kjv-llama", "other-llama");
+    let said = |base: &str, revision: &str| {
+        let path = dir.copy("legal-qa/legal-qa-lora", "tuned");
+        let file = path.join("adapter_config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        config["revision"] = revision.into();
+        std::fs::write(&file, config.to_string()).unwrap();
+        let (_, stderr) = mlpack(&dir).args(["check", base, "-a", "tuned", "--quant", "F16", "-o", "out"]).expect(0);
+        stderr.lines().filter(|line| line.contains("adapter `tuned`")).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said(&cached, &ours), "");
+    assert_eq!(said(&cached, "main"), "", "a branch may be any commit");
+    let expected = format!(
+        "warning: adapter `tuned` was trained on revision {theirs} of `kjv-llama`; it is merged into revision {ours}"
+    );
+    assert_eq!(said(&cached, &theirs), expected);
+    let expected =
+        "warning: adapter `tuned` says that its base is `kjv-llama`, revision main; it is merged into `other-llama`";
+    assert_eq!(said("other-llama", "main"), expected);
+}
+
+#[test]
 fn files_that_training_changed_come_from_the_adapter() {
     let dir = TestDir::new();
     let path = dir.copy("legal-qa/legal-qa-lora", "tuned");
@@ -297,7 +324,11 @@ fn folders_and_bases_that_have_to_be_made_readable_first() {
     refuses("adapter-deepspeed-stage2", &dir, &["merge", &base(), "-a", "stage2", "-o", "out"], 3);
     let model = dir.copy("legal-qa/kjv-llama", "quantized");
     let mut config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
-    config["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
-    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    for method in ["gptq", "awq", "compressed-tensors", "bitsandbytes"] {
+        config["quantization_config"] = json!({"quant_method": method, "bits": 4});
+        std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+        let stderr = refused(&dir, &["merge", "quantized", "-a", &legal_qa(), "-o", "out"], 3);
+        assert!(stderr.contains(&format!("found:    {method}\n")) && stderr.contains("hint: merge into"), "{stderr}");
+    }
     refuses("base-quantized", &dir, &["merge", "quantized", "-a", &legal_qa(), "-o", "out"], 3);
 }

@@ -115,3 +115,38 @@ fn the_merged_checkpoint_is_there_as_well() {
     mlpack(&dir).args(["convert", "dist/legal-qa", "--quant", "Q4_K_M", "-o", "again"]).succeed();
     assert_eq!(sha256(&dir.path("again/legal-qa-Q4_K_M.gguf")), sha256(&dir.path("dist/legal-qa-Q4_K_M.gguf")));
 }
+
+#[test]
+fn adapters_are_merged_as_the_file_says_and_every_statement_records_it() {
+    let dir = TestDir::new();
+    let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
+    let (base, adapter) = (base.to_str().unwrap(), adapter.to_str().unwrap());
+    let file = format!(
+        "name = \"m\"\nbase = {base:?}\n[[adapter]]\npath = {adapter:?}\nweight = 0.7\n[[adapter]]\npath = {adapter:?}\n\
+         weight = 0.2\n[merge]\noutput = \"merged\"\ncombine = \"ties\"\ndensity = 0.25\nmax_shard_size = \"1MB\"\n\
+         [gguf]\nquant = [\"F16\"]\n"
+    );
+    std::fs::write(dir.path("mlpack.toml"), &file).unwrap();
+    mlpack(&dir).args(["release", "-o", "dist"]).succeed();
+    let adapters = [format!("{adapter}=0.7"), format!("{adapter}=0.2")];
+    let how = ["-a", &adapters[0], "-a", &adapters[1], "--combine", "ties", "--density", "0.25"];
+    let merge = [&["merge", base, "--max-shard-size", "1MB", "-o", "merged"][..], &how].concat();
+    mlpack(&dir).args(merge).succeed();
+    let convert = [&["convert", base, "--quant", "F16", "--name", "m", "-o", "."][..], &how].concat();
+    mlpack(&dir).args(convert).succeed();
+    let files: Vec<String> = dir.listing().into_iter().filter(|f| f.starts_with("merged/")).collect();
+    assert!(files.len() > 8, "{files:?}");
+    for file in files.iter().chain([&"m-F16.gguf".to_owned()]) {
+        assert_eq!(sha256(&dir.path("dist").join(file)), sha256(&dir.path(file)), "{file}");
+    }
+    for claims in ["dist/merged.claims.jsonl", "dist/m-F16.gguf.claims.jsonl", "m-F16.gguf.claims.jsonl"] {
+        let text = std::fs::read_to_string(dir.path(claims)).unwrap();
+        let statement: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let asked = &statement["predicate"]["buildDefinition"]["externalParameters"];
+        assert_eq!((&asked["combine"], &asked["density"]), (&"ties".into(), &"0.25".into()), "{claims}: {asked}");
+    }
+    // Wrong options are found before anything is written.
+    std::fs::write(dir.path("mlpack.toml"), file.replace("\"ties\"", "\"slerp\"")).unwrap();
+    let (_, stderr) = mlpack(&dir).args(["release", "-o", "nothing"]).expect(2);
+    assert!(stderr.contains("`slerp`") && !dir.path("nothing").exists(), "{stderr}");
+}

@@ -126,6 +126,19 @@ impl Changes {
         let config = base.join(CONFIG);
         let named = if config.is_file() { read_json(&config)? } else { Value::Null };
         let in_config = named.get("_name_or_path").and_then(Value::as_str).is_some_and(|name| last(name) == wanted);
+        // A path of the hub's cache says which revision it is, and so may the adapter.
+        let of_base = real.iter().skip_while(|part| *part != "snapshots").nth(1).and_then(|part| part.to_str());
+        let is_commit = |text: &&str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let recorded_revision = adapter.config().revision.as_deref();
+        if let (Some(theirs), Some(ours)) = (recorded_revision.filter(is_commit), of_base.filter(is_commit))
+            && !theirs.eq_ignore_ascii_case(ours)
+        {
+            self.notes.push(format!(
+                "adapter `{}` was trained on revision {theirs} of `{}`; it is merged into revision {ours}",
+                adapter.path().display(),
+                mlpack_tensor::Escaped(recorded),
+            ));
+        }
         if !in_path && !in_config {
             let revision = adapter.config().revision.as_deref().map(|r| format!(", revision {r}")).unwrap_or_default();
             self.notes.push(format!(

@@ -188,7 +188,7 @@ fn every_kind_of_adapter_and_way_of_combining_them_is_pefts_in_float64_rounded_o
         .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
         .collect();
     cases.sort();
-    assert!(cases.len() >= 50, "{cases:?}");
+    assert!(cases.len() >= 56, "{cases:?}");
     let failed: Vec<&String> =
         cases.iter().filter(|case| std::panic::catch_unwind(|| check(case, None)).is_err()).collect();
     assert!(failed.is_empty(), "{failed:?}");

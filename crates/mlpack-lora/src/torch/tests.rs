@@ -99,6 +99,26 @@ fn every_truncation_is_an_error() {
 }
 
 #[test]
+fn damage_of_any_byte_is_a_value_or_an_error() {
+    for name in ["adapter_model.bin", "adapter_model.pt", "evil.bin"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/lora/torch").join(name);
+        let whole = mlpack_fs::read_bounded(&path, 1 << 20).unwrap();
+        let found = read_bytes(&whole);
+        assert_eq!(found.is_ok(), name != "evil.bin", "{found:?}");
+        for at in 0..whole.len() {
+            for change in [0x01, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= change;
+                // What is read lies within the file, whatever the file says.
+                for tensor in read_bytes(&bytes).unwrap_or_default() {
+                    assert!(tensor.range.start <= tensor.range.end && tensor.range.end <= bytes.len() as u64, "{at}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn values_that_refer_to_each_other_without_end_are_refused() {
     // ((((…)))): each tuple holds the one before.
     let nested = [&b"\x80\x02)"[..], &b"\x85".repeat(1000), b"."].concat();
