@@ -252,10 +252,13 @@ fn kinds_of_adapters_that_are_not_merged_are_named() {
     insta::assert_snapshot!(said);
 }
 
+/// How a key is written otherwise.
+type Spelling<'a> = &'a dyn Fn(&str) -> String;
+
 #[test]
 fn every_spelling_of_an_adapters_keys_gives_the_same_bytes() {
     let dir = TestDir::new();
-    let adapted = |name: &str, base: &str, spelling: &dyn Fn(&str) -> String| {
+    let adapted = |name: &str, base: &str, spelling: Spelling<'_>| {
         let path = dir.copy("legal-qa/legal-qa-lora", name);
         respell(&path.join("adapter_model.safetensors"), spelling);
         let out = format!("{name}-merged");
@@ -267,7 +270,7 @@ fn every_spelling_of_an_adapters_keys_gives_the_same_bytes() {
     };
     let peft = values(&adapted("peft", &base(), &|key| key.to_owned()));
     let module = |key: &str| key.strip_prefix("base_model.model.").unwrap().to_owned();
-    let spellings: [(&str, &dyn Fn(&str) -> String); 8] = [
+    let spellings: [(&str, Spelling<'_>); 8] = [
         ("bare", &module),
         ("state-dict", &|key| key.replace(".weight", ".default.weight")),
         ("compiled", &|key| format!("_orig_mod.{key}")),
