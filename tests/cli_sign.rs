@@ -1,6 +1,6 @@
 //! keygen, sign, verify: keys and passphrases, what is written, exit codes, and what one flipped byte does.
 
-use crate::support::{Mlpack, TestDir, fixture, mlpack};
+use crate::support::{Mlpack, TestDir, fixture, mlpack, sha256};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -299,7 +299,7 @@ fn a_release_traces_to_its_run_from_the_layout_and_by_digest() {
         let trace = from(&format!("oci:dist/layout:{tag}"));
         assert_eq!(trace["root"]["children"][0]["name"], "package");
     }
-    from(&format!("sha256:{}", crate::support::sha256(&release.dir.path(FILE))));
+    from(&format!("sha256:{}", sha256(&release.dir.path(FILE))));
     // From the layout alone, by the claims that it holds.
     let away = TestDir::new();
     let copied =
@@ -308,7 +308,7 @@ fn a_release_traces_to_its_run_from_the_layout_and_by_digest() {
     let text = mlpack(&away).args(["trace", "oci:layout:v1-q8_0"]).succeed();
     assert!(text.contains(&format!("training run {RUN}")), "{text}");
     // One flipped byte of a blob.
-    let digest = crate::support::sha256(&release.dir.path(FILE));
+    let digest = sha256(&release.dir.path(FILE));
     release.flip(&away.path(&format!("layout/blobs/sha256/{digest}")));
     let (text, _) = mlpack(&away).args(["trace", "oci:layout:v1-q8_0"]).expect(1);
     assert!(text.contains("the layer's bytes have sha256"), "{text}");
@@ -379,7 +379,7 @@ fn embedded_pointers_are_shown_as_claims_and_fit_the_statement_that_they_name() 
     let text = mlpack(&dir).args(["trace", "out/lora-F16.gguf"]).succeed();
     assert!(text.contains("embedded build id=fits the statement"), "{text}");
     // The file alone: all of it is a claim, and no policy is met by it.
-    let base = crate::support::sha256(&dir.path("kjv-llama/model.safetensors"));
+    let base = sha256(&dir.path("kjv-llama/model.safetensors"));
     let away = TestDir::new();
     std::fs::copy(&embedded, away.path("m.gguf")).unwrap();
     let text = mlpack(&away).args(["trace", "m.gguf"]).succeed();
@@ -393,6 +393,61 @@ fn embedded_pointers_are_shown_as_claims_and_fit_the_statement_that_they_name() 
     mlpack(&dir).args(["quantize", "out/lora-F16.gguf", "--quant", "Q8_0", "-o", "again.gguf"]).succeed();
     let text = mlpack(&dir).args(["trace", "again.gguf"]).succeed();
     assert!(text.contains("its metadata is of another step"), "{text}");
+}
+
+#[test]
+fn a_base_is_hashed_once_as_long_as_nothing_tells_that_it_changed() {
+    let dir = TestDir::new();
+    dir.copy("legal-qa/kjv-llama", "base");
+    let base = dir.path("base/model.safetensors");
+    let convert = |more: &[&str]| {
+        mlpack(&dir).args(["convert", "base", "--quant", "Q8_0", "-o", "out"].iter().chain(more)).succeed();
+        let sidecar = std::fs::read_to_string(dir.path("out/base-Q8_0.gguf.claims.jsonl")).unwrap();
+        move |digest: &str| sidecar.contains(digest)
+    };
+    let truth = sha256(&base);
+    assert!(convert(&[])(&truth));
+    // The note of the digest. Its stamp is believed when the file was changed last well before it.
+    let notes = || dir.listing().into_iter().filter(|path| path.contains(".mlpack/digests/")).collect::<Vec<_>>();
+    let note = dir.path(&notes()[0]);
+    assert_eq!(notes().len(), 1);
+    let later = || {
+        let time = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
+        std::fs::File::options().write(true).open(&note).unwrap().set_modified(time).unwrap();
+    };
+    // What is noted is what is stated: nothing else shows that nothing was hashed.
+    let noted = std::fs::read_to_string(&note).unwrap();
+    let false_digest = "ab".repeat(32);
+    std::fs::write(&note, noted.replace(&truth, &false_digest)).unwrap();
+    assert!(convert(&[])(&truth), "the base was changed just before");
+    std::fs::write(&note, noted.replace(&truth, &false_digest)).unwrap();
+    later();
+    assert!(convert(&[])(&false_digest));
+    assert!(convert(&["--rehash"])(&truth));
+    // A trace believes it too unless it is told not to, and a verdict never does.
+    later();
+    let file = "out/base-Q8_0.gguf";
+    assert!(mlpack(&dir).args(["trace", file]).succeed().contains(&truth));
+    let mut bytes = std::fs::read(&base).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    let modified = std::fs::metadata(&base).unwrap().modified().unwrap();
+    std::fs::write(&base, &bytes).unwrap();
+    std::fs::File::options().write(true).open(&base).unwrap().set_modified(modified).unwrap();
+    let (text, _) = mlpack(&dir).args(["trace", file]).expect(1);
+    assert!(text.contains("`model.safetensors` has sha256"), "the time of the edit was put back: {text}");
+    // Not even when the note fits a file that is another.
+    std::fs::remove_dir_all(dir.path("out")).unwrap();
+    assert!(convert(&[])(&sha256(&base)));
+    let note = std::fs::read_to_string(dir.path(&notes()[0])).unwrap();
+    std::fs::write(dir.path(&notes()[0]), note.replace(&sha256(&base), &false_digest)).unwrap();
+    later();
+    let (text, _) = mlpack(&dir).args(["trace", file]).expect(1);
+    assert!(text.contains(&format!("`model.safetensors` has sha256 {false_digest}")), "{text}");
+    mlpack(&dir).args(["trace", file, "--rehash"]).succeed();
+    mlpack(&dir).args(["sign", file, "--key", "key.pem"]).expect(4);
+    mlpack(&dir).args(["keygen", "--out", "key"]).succeed();
+    mlpack(&dir).args(["sign", file, "--key", "key.pem"]).succeed();
+    mlpack(&dir).args(["verify", file, "--key", "key.pub"]).succeed();
 }
 
 #[test]

@@ -102,7 +102,8 @@ fn sigstores_own_verifiers_accept_our_bundles_and_refuse_a_flipped_bit() {
         return;
     }
     let release = Release::signed();
-    // @sigstore/verify takes SHA-256 for every ECDSA key, so P-384 is cosign's to check (`cargo xtask parity lineage`).
+    // @sigstore/verify takes SHA-256 for every ECDSA key; P-384, which goes with SHA-384, is cosign's to check
+    // (`cargo xtask parity lineage`).
     for (i, kind) in ["ecdsa-p256", "ed25519"].into_iter().enumerate() {
         let key = format!("key{i}");
         release.run(&["keygen", "--out", &key, "--algorithm", kind]).succeed();

@@ -21,11 +21,13 @@ pub struct Resources {
     pub memory: u64,
     /// Worker threads; 0 for one for each core.
     pub threads: usize,
+    /// Whether inputs are hashed whose digest the plan knows.
+    pub rehash: bool,
 }
 
 impl Default for Resources {
     fn default() -> Resources {
-        Resources { memory: 256 << 20, threads: 0 }
+        Resources { memory: 256 << 20, threads: 0, rehash: false }
     }
 }
 
@@ -45,7 +47,7 @@ pub struct SealedFile {
 pub struct Done {
     /// The outputs, in the plan's order.
     pub outputs: Vec<SealedFile>,
-    /// The source's files, hashed while they were read.
+    /// The source's files, hashed while they were read, but for those whose digest the plan knows.
     pub inputs: Vec<SealedFile>,
     /// How far each tensor of each output is from its source, in the plan's order, where the plan has limits.
     pub fidelity: Vec<Vec<TensorError>>,
@@ -96,7 +98,7 @@ pub(crate) fn execute_from(
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
     let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
     let files = create(plan, dir, resume)?;
-    let hashers = hashers(source, plan);
+    let hashers = hashers(source, plan, resources.rehash);
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
     let tally = source.overlay().map(ChangeTally::new).unwrap_or_default();
@@ -242,7 +244,7 @@ fn create(plan: &Plan, dir: &Path, resume: Option<&Resume>) -> Result<Vec<Atomic
 
 /// Hashers of the source's files, which know already what no slab will read: headers, padding, and tensors that are in no
 /// step.
-fn hashers<'a>(source: &'a Source, plan: &Plan) -> Vec<InputHasher<'a>> {
+fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Vec<InputHasher<'a>> {
     let files = source.files();
     let mut read: Vec<Vec<Range<u64>>> = vec![Vec::new(); files.len()];
     for step in &plan.steps {
@@ -254,7 +256,10 @@ fn hashers<'a>(source: &'a Source, plan: &Plan) -> Vec<InputHasher<'a>> {
     }
     let mut hashers = Vec::with_capacity(files.len());
     for (file, mut read) in files.into_iter().zip(read) {
-        let hasher = InputHasher::new(file);
+        let hasher = match plan.known.get(file.path()).filter(|_| !rehash) {
+            Some(sha256) => InputHasher::with_digest(file, *sha256),
+            None => InputHasher::new(file),
+        };
         read.sort_by_key(|range| range.start);
         let mut at = 0;
         for range in read.iter().chain([&(file.byte_len()..file.byte_len())]) {

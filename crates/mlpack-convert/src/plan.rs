@@ -12,6 +12,7 @@ use crate::{Importance, Limits};
 use mlpack_arch::{MappedTensor, Packing, ValueChange, View};
 use mlpack_fs::Sha256;
 use mlpack_tensor::{Dtype, GgmlType, Shape};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub importance: Option<Arc<Importance>>,
     /// How far stored values may be from their source. Nothing is written when a tensor is further.
     pub limits: Limits,
+    /// Digests of the source's files that need not be hashed again.
+    pub known: BTreeMap<PathBuf, Sha256>,
 }
 
 /// One file to write.

@@ -30,12 +30,14 @@ mod journal;
 mod map;
 mod read;
 mod space;
+mod stamp;
 
 pub use atomic::{AtomicDir, AtomicFile, write_atomic};
 pub use digest::{Hasher, ParseDigestError, Sha256, hash_file};
 pub use error::{Error, ErrorKind, Operation};
 pub use hash::InputHasher;
 pub use journal::Journal;
-pub use map::{MappedFile, Stamp};
+pub use map::MappedFile;
 pub use read::{BoundedReader, ReadError, read_bounded, read_to_string_bounded};
 pub use space::free_bytes;
+pub use stamp::FileStamp;

@@ -4,7 +4,7 @@ use crate::key::{Key, Role};
 use crate::matrix::{AdapterTensor, Matrix, is_summable};
 use crate::weights::Weights;
 use crate::{AdapterConfig, Error, Method, Misfit, Unmatched};
-use mlpack_fs::Stamp;
+use mlpack_fs::FileStamp;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ impl Adapter {
     }
 
     /// What the weights file was when it was opened.
-    pub fn stamp(&self) -> Stamp {
+    pub fn stamp(&self) -> &FileStamp {
         self.weights.map().stamp()
     }
 

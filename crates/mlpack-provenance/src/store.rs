@@ -6,15 +6,16 @@
 //! .mlpack/signatures/ab/<statement hex>/<hex>    empty: bundle <hex> signs that statement (derivable)
 //! .mlpack/locations/ab/<hex>/<hex of the text>   a path where bytes of that digest were seen; local, never stated
 //! .mlpack/sources/ab/<record hex>/<hex of the text>   the run store that a record was read from; local, never stated
+//! .mlpack/digests/ab/<hex of the path>           a large file's stamp and digest, so that it is not hashed again; local
 //! ```
 //!
-//! **Invariant**: nothing in a store is ever changed, so runs at the same time cannot lose each other's entries.
+//! **Invariant**: nothing in a store but `digests` is ever changed, so runs at the same time cannot lose each other's entries.
 
 use crate::claims::{Claims, Sidecar};
 use crate::object::{MAX_OBJECT_LEN, Object};
 use crate::sign::Bundle;
 use crate::{Artifact, Dependency, Error, FoundRun, Statement, Step, StepKind};
-use mlpack_fs::{Operation, Sha256, read_bounded, write_atomic};
+use mlpack_fs::{FileStamp, Operation, Sha256, read_bounded, write_atomic};
 use serde_json::{Map, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,6 +29,10 @@ pub(crate) const SIDECAR_ENDING: &str = ".claims.jsonl";
 const MAX_ENTRIES: usize = 256;
 /// Longest path kept.
 const MAX_PATH_LEN: u64 = 4096;
+/// Smaller files are hashed each time.
+const MIN_KNOWN_LEN: u64 = 1 << 20;
+/// Longest note of a digest.
+const MAX_NOTE_LEN: u64 = 512;
 
 /// A store. It is created by the first thing that is written to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,39 @@ impl Store {
             self.remember("locations", output.sha256, &output.path)?;
         }
         Ok(statement)
+    }
+
+    /// Notes the digest of a file that had this stamp when it was read. A file that has changed since, or a small one, is
+    /// left out.
+    pub fn note_digest(&self, path: &Path, stamp: &FileStamp, sha256: Sha256) -> Result<(), Error> {
+        let Ok(path) = fs::canonicalize(path) else { return Ok(()) };
+        if stamp.byte_len() < MIN_KNOWN_LEN || FileStamp::of(&path).ok().as_ref() != Some(stamp) {
+            return Ok(());
+        }
+        let entry = self.note_path(&path);
+        if self.known_digest(&path) == Some(sha256) {
+            return Ok(());
+        }
+        let parent = entry.parent().expect("an entry is in a folder");
+        fs::create_dir_all(parent).map_err(|e| mlpack_fs::Error::io(Operation::CreateDir, parent, e))?;
+        write_atomic(&entry, format!("{stamp} {sha256}\n").as_bytes())?;
+        Ok(())
+    }
+
+    /// The digest that was noted for a file, when nothing tells that it has changed since.
+    pub fn known_digest(&self, path: &Path) -> Option<Sha256> {
+        let path = fs::canonicalize(path).ok()?;
+        let entry = self.note_path(&path);
+        let text = String::from_utf8(read_bounded(&entry, MAX_NOTE_LEN).ok()?).ok()?;
+        let (stamp, sha256) = text.trim_end().split_once(' ')?;
+        let now = FileStamp::of(&path).ok()?;
+        let fits = now.to_string() == stamp && now.is_long_before(&FileStamp::of(&entry).ok()?);
+        sha256.parse().ok().filter(|_| fits)
+    }
+
+    fn note_path(&self, path: &Path) -> PathBuf {
+        let hex = Sha256::of(path.as_os_str().as_encoded_bytes()).to_string();
+        self.dir().join("digests").join(&hex[..2]).join(&hex)
     }
 
     /// Keeps a signature over a statement.

@@ -221,6 +221,11 @@ pub struct TraceOptions {
     pub check_store: CheckStore,
     /// The signature over the whole model, where it is not at [`model_signature_path`](crate::model_signature_path).
     pub model_signature: Option<PathBuf>,
+    /// Digests of files that the caller has just read or made.
+    pub known: BTreeMap<PathBuf, Sha256>,
+    /// Whether a file is taken for the one that was hashed before where size, times and inode say so. The traced file itself
+    /// is always hashed.
+    pub reuse_digests: bool,
     /// The `mlpack.*` entries of the traced file's own metadata. They are shown as claims.
     pub embedded: Vec<(String, String)>,
 }

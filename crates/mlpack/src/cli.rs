@@ -125,6 +125,9 @@ pub struct ResourceArgs {
     /// Threads; 0 for one for each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+    /// Hash every input, also one whose size, times and inode are those of a file hashed before
+    #[arg(long)]
+    pub rehash: bool,
 }
 
 /// `mlpack release`

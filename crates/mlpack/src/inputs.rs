@@ -81,7 +81,7 @@ pub fn size(text: &str) -> anyhow::Result<u64> {
 }
 
 pub fn resources(args: &ResourceArgs) -> anyhow::Result<Resources> {
-    Ok(Resources { memory: size(&args.memory)?, threads: args.threads })
+    Ok(Resources { memory: size(&args.memory)?, threads: args.threads, rehash: args.rehash })
 }
 
 /// Refuses a base model where there is no adapter to convert for itself.

@@ -1,8 +1,8 @@
 //! Telling provenance what a command read and made. Digests come from the work itself; only small files are hashed here.
 
 use anyhow::bail;
-use mlpack_convert::{Done, Plan, SealedFile, Source};
-use mlpack_fs::{Sha256, hash_file};
+use mlpack_convert::{Done, Plan, Resources, SealedFile, Source};
+use mlpack_fs::{FileStamp, Sha256, hash_file};
 use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Step, StepKind, Store, find_run};
 use mlpack_tensor::MetaValue;
 use serde_json::{Map, Value};
@@ -81,6 +81,24 @@ pub fn weights(done: &Done) -> Vec<(PathBuf, Sha256)> {
     done.inputs.iter().map(|file| (file.path.clone(), file.sha256)).collect()
 }
 
+/// Tells a plan the digests of source files that were hashed before and have not changed since, as the store has them.
+pub fn recall(source: &Source, plan: &mut Plan, store: &Store) {
+    for file in source.files() {
+        // The file is the one that is open, not another that has its path by now.
+        let same = FileStamp::of(file.path()).is_ok_and(|now| now == *file.stamp());
+        let known = store.known_digest(file.path()).filter(|_| same);
+        plan.known.extend(known.map(|sha256| (file.path().to_owned(), sha256)));
+    }
+}
+
+/// Notes the digests of source files, so that the next step need not hash them.
+pub fn note(source: &Source, done: &Done, store: &Store) -> anyhow::Result<()> {
+    for (file, input) in source.files().iter().zip(&done.inputs) {
+        store.note_digest(file.path(), file.stamp(), input.sha256)?;
+    }
+    Ok(())
+}
+
 /// Writes into every planned GGUF file what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's
 /// own files do not say. The inputs are read once more for that: their digests stand before the weights.
 pub fn embed(
@@ -88,13 +106,16 @@ pub fn embed(
     source: &Source,
     plan: &mut Plan,
     runs: &[FoundRun],
+    resources: &Resources,
     parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
 ) -> anyhow::Result<()> {
-    let files = source.files();
-    let weights: Vec<(PathBuf, Sha256)> = files
-        .iter()
-        .map(|file| Ok((file.path().to_owned(), hash_file(file.path())?.0)))
-        .collect::<anyhow::Result<_>>()?;
+    let mut weights: Vec<(PathBuf, Sha256)> = Vec::new();
+    for file in source.files() {
+        let known = plan.known.get(file.path()).filter(|_| !resources.rehash);
+        let sha256 = known.copied().map_or_else(|| hash_file(file.path()).map(|(sha256, _)| sha256), Ok)?;
+        weights.push((file.path().to_owned(), sha256));
+    }
+    plan.known.extend(weights.iter().cloned());
     let dependencies = dependencies(source, plan, &weights, runs, None)?;
     let mut shared: Vec<(String, MetaValue)> = Vec::new();
     let text = |text: &str| MetaValue::String(text.to_owned());

@@ -90,9 +90,9 @@ fn threads_and_memory_change_no_bit() {
     let values = ramp(600 * 512);
     let a = gguf(dir.path(), "a.gguf", &[Given("x", &[3, 200, 512], GgmlType::F32, &values)]);
     let b = gguf(dir.path(), "b.gguf", &[Given("x", &[3, 200, 512], GgmlType::Q4_K, &values)]);
-    let once = compare(&a, &b, Resources { memory: 1 << 30, threads: 1 }).unwrap();
+    let once = compare(&a, &b, Resources { memory: 1 << 30, threads: 1, ..Resources::default() }).unwrap();
     for (memory, threads) in [(1 << 30, 4), (1 << 20, 3), (20_000, 2)] {
-        assert_eq!(compare(&a, &b, Resources { memory, threads }).unwrap(), once, "{memory} {threads}");
+        assert_eq!(compare(&a, &b, Resources { memory, threads, ..Resources::default() }).unwrap(), once, "{memory} {threads}");
     }
     let place = once.tensors[0].error.max;
     assert!(place.row < 600 && place.column < 512 && place.error > 0.0, "{place:?}");
@@ -121,7 +121,7 @@ fn refuses_values_that_it_cannot_read_and_rows_without_room() {
     let integers = gguf(dir.path(), "b.gguf", &[Given("x", &[64], GgmlType::I32, &[])]);
     let error = compare(&floats, &integers, Resources::default()).unwrap_err();
     assert!(matches!(&error, Error::Undecodable { tensor, ty: GgmlType::I32 } if tensor == "x"), "{error}");
-    let error = compare(&floats, &floats, Resources { memory: 100, threads: 1 }).unwrap_err();
+    let error = compare(&floats, &floats, Resources { memory: 100, threads: 1, ..Resources::default() }).unwrap_err();
     assert!(matches!(&error, Error::Budget { needed: 2048, budget: 100, .. }), "{error}");
 }
 

@@ -246,7 +246,7 @@ fn deltas_are_added_before_the_transforms() {
         let plain = tensor_bytes(&base, &[], &Resources::default());
         let expected = tensor_bytes(&merged, &[], &Resources::default());
         assert_ne!(plain, expected, "{name}: the adapter changes something");
-        for resources in [Resources::default(), Resources { memory: 3 << 20, threads: 3 }] {
+        for resources in [Resources::default(), Resources { memory: 3 << 20, threads: 3, ..Resources::default() }] {
             assert!(tensor_bytes(&base, &adapters, &resources) == expected, "{name}, {resources:?}");
         }
     }

@@ -66,6 +66,9 @@ impl Walk<'_> {
         }
         // Devices and pipes have no end.
         let found = match fs::metadata(path) {
+            Ok(m) if m.is_file() && self.options.reuse_digests && self.claims.known_digest(path).is_some() => {
+                self.claims.known_digest(path)
+            }
             Ok(m) if m.is_file() || m.is_dir() => hash_path(path).ok(),
             _ => None,
         };

@@ -11,6 +11,7 @@ use crate::tree::hash_tree;
 use crate::{BUILDER, Error, RUN_MEDIA_TYPE, Statement, StepKind, Trust, UNKNOWN_RUN, tree_digest};
 use mlpack_fs::{Sha256, hash_file};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Most steps one after the other.
@@ -19,9 +20,10 @@ const MAX_DEPTH: usize = 32;
 const MAX_NODES: usize = 8192;
 
 pub(super) fn walk(path: &Path, options: &TraceOptions) -> Result<Trace, Error> {
-    let digest = hash_path(path)?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut walk = Walk::new(options, absolute.parent().unwrap_or(Path::new("")));
+    let known = fs::canonicalize(path).ok().and_then(|path| *walk.hashed.get(&path)?);
+    let digest = known.map_or_else(|| hash_path(path), Ok)?;
     walk.claims.look_around(&absolute);
     let name = absolute.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut root = Node::new(NodeKind::Artifact, name, State::Verified);
@@ -132,7 +134,11 @@ impl<'a> Walk<'a> {
             options,
             claims: Claims::default(),
             folder: folder.to_owned(),
-            hashed: BTreeMap::new(),
+            hashed: options
+                .known
+                .iter()
+                .filter_map(|(path, digest)| Some((fs::canonicalize(path).ok()?, Some(*digest))))
+                .collect(),
             expanded: BTreeSet::new(),
             nodes: 1,
             cut: false,

@@ -41,6 +41,9 @@ pub struct TraceArgs {
     /// Read the run store again and compare it with the record; its path if it has moved
     #[arg(long, value_name = "STORE", num_args = 0..=1, require_equals = true)]
     pub check_store: Option<Option<PathBuf>>,
+    /// Hash every file, also one whose size, times and inode are those of a file hashed before
+    #[arg(long)]
+    pub rehash: bool,
     #[command(flatten)]
     pub trust: TrustArgs,
     #[command(flatten)]

@@ -176,8 +176,9 @@ pub fn convert_into(
         }
         Ok(parameters)
     };
+    lineage::recall(source, &mut plan, &Store::beside(dir));
     if quantizer.embed {
-        lineage::embed(StepKind::Convert, source, &mut plan, runs, parameters)?;
+        lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, parameters)?;
     }
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
@@ -198,6 +199,7 @@ pub fn record(
     parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
 ) -> anyhow::Result<()> {
     let store = Store::beside(dir);
+    lineage::note(source, done, &store)?;
     let dependencies = lineage::dependencies(source, plan, &lineage::weights(done), runs, Some(&store))?;
     let outputs: Vec<(&Output, &SealedFile)> = plan.outputs.iter().zip(&done.outputs).collect();
     // The parts of a split variant are one result.

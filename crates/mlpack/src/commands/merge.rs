@@ -55,7 +55,9 @@ pub fn merge_into(
     out: &Show,
 ) -> anyhow::Result<Done> {
     let path = dir.path().to_owned();
-    let merge_plan = plan_merge(source, request)?;
+    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
+    let mut merge_plan = plan_merge(source, request)?;
+    lineage::recall(source, &mut merge_plan.plan, &store);
     let plan = &merge_plan.plan;
     out.warnings(&plan.warnings);
     out.step(&format!(
@@ -67,7 +69,7 @@ pub fn merge_into(
     let bar = out.progress(plan.byte_len());
     let done = mlpack_convert::merge(source, &merge_plan, request, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
+    lineage::note(source, &done, &store)?;
     let dependencies = lineage::dependencies(source, plan, &lineage::weights(&done), runs, Some(&store))?;
     let mut step = Step::new(StepKind::Merge, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);

@@ -7,7 +7,7 @@ use crate::show::{Show, bytes};
 use crate::{inputs, lineage};
 use anyhow::bail;
 use mlpack_convert::{Done, FileType, Limits, Plan, QuantizeRequest, Resources, Source, execute, plan_quantize};
-use mlpack_provenance::StepKind;
+use mlpack_provenance::{StepKind, Store};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -64,8 +64,9 @@ pub fn quantize_into(
         bytes(plan.byte_len()),
         names.join(", ")
     ));
+    lineage::recall(source, &mut plan, &Store::beside(dir));
     if parameters("")?.contains_key(EMBEDDED) {
-        lineage::embed(StepKind::Quantize, source, &mut plan, &[], &parameters)?;
+        lineage::embed(StepKind::Quantize, source, &mut plan, &[], resources, &parameters)?;
     }
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;

@@ -12,7 +12,7 @@ use crate::show::{Show, files_json, files_table};
 use crate::{inputs, lineage};
 use config::Config;
 use mlpack_convert::{GgufRequest, MergeRequest, Source, Split};
-use mlpack_fs::AtomicDir;
+use mlpack_fs::{AtomicDir, Sha256};
 use mlpack_oci::Parameter;
 use mlpack_provenance::{RunSource, TraceOptions};
 use serde_json::json;
@@ -61,6 +61,9 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         split: Split::default(),
     };
     let (_, done) = convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+    // What was hashed while it was read or written is not hashed again.
+    let hashed = done.inputs.iter().chain(&done.outputs);
+    let known: BTreeMap<PathBuf, Sha256> = hashed.map(|file| (file.path.clone(), file.sha256)).collect();
     let files = done.outputs;
     let mut manifests = Vec::new();
     let mut text = files_table(&files);
@@ -70,17 +73,17 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
             *layout = dir.join(&*layout);
         }
         let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
-        let digests: BTreeMap<_, _> = files.iter().map(|f| (f.path.clone(), f.sha256)).collect();
         let how = How { licenses: config.paths(&config.modelfile.license), ..How::default() };
-        let (published_text, value) = publish::publish_into(&paths, &target, &settings, &how, &digests, out)?;
+        let (published_text, value) = publish::publish_into(&paths, &target, &settings, &how, &known, out)?;
         text.push('\n');
         text.push_str(&published_text);
         manifests.push(value);
     }
     let mut holds = true;
     let mut traces = Vec::new();
+    let options = TraceOptions { known, ..TraceOptions::default() };
     for file in &files {
-        let traced = mlpack_provenance::trace(&file.path, &TraceOptions::default())?;
+        let traced = mlpack_provenance::trace(&file.path, &options)?;
         holds &= traced.holds();
         traces.push(traced);
     }

@@ -20,7 +20,9 @@ pub fn verify(args: &VerifyArgs, out: &Show) -> anyhow::Result<Exit> {
         trust: policy.trust.clone(),
         check_store: CheckStore::No,
         model_signature: args.trust.signature.clone(),
-        embedded: Vec::new(),
+        // A verdict rests on the bytes.
+        reuse_digests: false,
+        ..TraceOptions::default()
     };
     let trace = super::trace::trace_artifact(&args.artifact, &args.registry, &options)?;
     let findings = policy.judge(&trace);
