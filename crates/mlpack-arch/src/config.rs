@@ -144,7 +144,7 @@ impl Config {
     }
 
     /// The `model_type` that transformers goes by.
-    fn model_type(&self) -> Result<Option<&str>, Error> {
+    pub(crate) fn model_type(&self) -> Result<Option<&str>, Error> {
         match self.raw.get("model_type") {
             None => Ok(None),
             // AutoConfig reads a Mistral config with `layer_types` as one of Ministral.

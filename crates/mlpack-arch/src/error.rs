@@ -9,6 +9,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The description does not say what the architecture computes.
+    #[error("cannot make ONNX from `{}`\n  architecture `{}`\n  expected: a description with a [decoder] table\n  found:    one without", path.display(), Escaped(arch))]
+    NoDecoder {
+        /// The config file.
+        path: PathBuf,
+        /// The architecture.
+        arch: String,
+    },
     /// A file could not be read.
     #[error(transparent)]
     Fs(#[from] mlpack_fs::Error),
@@ -234,6 +242,7 @@ impl Error {
             Error::MistralLayout { .. }
             | Error::UnknownArchitecture { .. }
             | Error::UnknownModelType { .. }
+            | Error::NoDecoder { .. }
             | Error::Quantized { .. }
             | Error::UnsupportedConfig { .. }
             | Error::RefusedName { .. }

@@ -5,7 +5,7 @@ mod power;
 use crate::parameters::{full_attention, quotient, rope_parameters};
 use crate::{Config, Error, json};
 use mlpack_tensor::Shape;
-use power::powers;
+pub(crate) use power::powers;
 use serde_json::{Map, Value};
 
 /// A tensor made from the config; written before all others, always as F32.

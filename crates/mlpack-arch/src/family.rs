@@ -4,6 +4,7 @@ mod expression;
 mod raw;
 
 use crate::Error;
+use crate::decoder::DecoderEntry;
 pub(crate) use expression::{Expression, NoValue, Number};
 
 use crate::tokenizer::VocabReader;
@@ -146,6 +147,7 @@ pub struct Family {
     pub(crate) classes: BTreeMap<String, Class>,
     pub(crate) metadata: Vec<MetadataEntry>,
     pub(crate) tensors: Vec<TensorEntry>,
+    pub(crate) decoder: Option<DecoderEntry>,
     pub(crate) configs: BTreeMap<String, ConfigTable>,
 }
 

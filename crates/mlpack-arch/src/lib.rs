@@ -27,6 +27,7 @@
 //! - Tensor data is never read here.
 
 mod config;
+mod decoder;
 mod error;
 mod extra;
 mod family;
@@ -41,6 +42,7 @@ mod view;
 mod yaml;
 
 pub use config::Config;
+pub use decoder::{Activation, Decoder, Layer, LongRope, Mlp, Norm, Placement, QkNorm, Rope};
 pub use error::Error;
 pub use extra::ExtraTensor;
 pub use family::{Families, Family, ValueChange};

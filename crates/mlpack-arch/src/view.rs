@@ -115,6 +115,13 @@ impl View {
         View { piece_len, ..self }
     }
 
+    /// Where the view is one whole matrix transposed: the first element of the matrix, its rows and its columns.
+    pub fn as_transposed(&self) -> Option<(u64, u64, u64)> {
+        let [Segment { start, dims }] = &self.segments[..] else { return None };
+        let [(1, _), (columns, 1), (rows, stride)] = dims[..] else { return None };
+        (self.piece_len == 1 && stride == columns).then_some((*start, rows, columns))
+    }
+
     /// Elements of a piece.
     pub fn piece_len(&self) -> u64 {
         self.piece_len
@@ -212,5 +219,7 @@ mod tests {
         // Two rows of three columns.
         assert_eq!(pieces(&View::transposed_rows(1, 2, 3, 0, 2)), [0, 3, 1, 4, 2, 5]);
         assert_eq!(pieces(&View::transposed_rows(2, 2, 2, 1, 1)), [2, 3, 6, 7]);
+        assert_eq!(View::transposed_rows(1, 2, 3, 0, 2).as_transposed(), Some((0, 2, 3)));
+        assert_eq!(View::transposed_rows(2, 2, 2, 1, 1).as_transposed(), None);
     }
 }

@@ -28,6 +28,7 @@ mod codec;
 mod error;
 mod float;
 mod kernels;
+mod nbits;
 mod reference;
 mod validate;
 
@@ -36,4 +37,5 @@ pub use codec::{
 };
 pub use error::Error;
 pub use kernels::Backend;
+pub use nbits::{NBits, NBitsPart};
 pub use validate::first_invalid_block;

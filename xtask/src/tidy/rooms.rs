@@ -13,6 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mlpack-quant", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-lora", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
     ("mlpack-arch", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
+    ("mlpack-onnx", &["mlpack-tensor", "mlpack-fs", "mlpack-arch"]),
     (
         "mlpack-convert",
         &[
@@ -23,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mlpack-quant",
             "mlpack-lora",
             "mlpack-arch",
+            "mlpack-onnx",
         ],
     ),
     ("mlpack-provenance", &["mlpack-tensor", "mlpack-fs"]),
@@ -38,6 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mlpack-quant",
             "mlpack-lora",
             "mlpack-arch",
+            "mlpack-onnx",
             "mlpack-convert",
             "mlpack-provenance",
             "mlpack-oci",

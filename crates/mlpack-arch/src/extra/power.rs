@@ -10,7 +10,7 @@
 const GROUP: usize = 16;
 
 /// `base ** e` for each exponent. `base` is finite and positive in every sane config; else the C library's rules hold.
-pub(super) fn powers(base: f32, exponents: &[f32]) -> Vec<f32> {
+pub(crate) fn powers(base: f32, exponents: &[f32]) -> Vec<f32> {
     let grouped = exponents.len() / GROUP * GROUP;
     let ordinary = base.is_finite() && base >= f32::MIN_POSITIVE;
     let power = |(i, &exponent): (usize, &f32)| {

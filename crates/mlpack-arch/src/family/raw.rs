@@ -4,6 +4,7 @@ use super::{
     Class, ConfigCheck, ConfigTable, Constant, Derived, Expression, ExtraKind, Family, Field, FieldType, MetadataEntry,
     RefusedField, Template, TensorEntry, TransformEntry, ValueChange, ValueKind,
 };
+use crate::decoder::DecoderEntry;
 use crate::tokenizer::VocabReader;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
@@ -41,6 +42,7 @@ pub(super) struct RawFamily {
     #[serde(default)]
     metadata: Vec<RawMetadata>,
     tensors: Vec<RawTensor>,
+    decoder: Option<DecoderEntry>,
     #[serde(default)]
     config: BTreeMap<String, RawConfig>,
 }
@@ -151,6 +153,7 @@ impl RawFamily {
             classes: self.classes,
             metadata: self.metadata.into_iter().map(RawMetadata::validate).collect::<Result<_, _>>()?,
             tensors: validate_tensors(self.tensors)?,
+            decoder: self.decoder,
             configs: validate_configs(self.config)?,
         })
     }

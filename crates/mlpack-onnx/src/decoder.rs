@@ -1,0 +1,220 @@
+//! The recipe of a decoder: one graph for prefill and decode, with the cache of keys and values as inputs and outputs.
+//!
+//! ```text
+//!   input_ids ── embedding ── [ norm ── attention ── + ── norm ── MLP ── + ] … ── norm ── head ── logits
+//!   attention_mask, position_ids ──── mask, rotation ──┘  └── past_key_values.N.* -> present.N.*
+//! ```
+//! Names of inputs and outputs are those of optimum and transformers.js. The heads and their width are numbers in the
+//! shapes of the cache, since transformers.js makes empty caches from them; the batch is `batch_size`.
+
+mod attention;
+mod layers;
+
+use crate::element::Element;
+use crate::error::Error;
+use crate::graph::{Attribute, Blocks, Dim, Form, Graph, Profile, Value};
+use crate::weights::Weights;
+use mlpack_arch::{Decoder, Placement};
+
+/// How a decoder is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderRequest {
+    /// The operators.
+    pub profile: Profile,
+    /// The type of activations, caches and logits, and of weights that are not quantized.
+    pub element: Element,
+    /// How matrices are quantized.
+    pub quantization: Option<Quantization>,
+}
+
+/// How matrices are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantization {
+    /// The blocks of a row.
+    pub blocks: Blocks,
+    /// The `accuracy_level` of MatMulNBits: 0 is the runtime's choice, 4 allows it to quantize activations too.
+    pub accuracy_level: i64,
+}
+
+/// Builds the graph of a decoder.
+///
+/// # Errors
+/// [`Error::Weights`] with every tensor that is missing, left over or of another shape.
+pub fn build_decoder(decoder: &Decoder, weights: Weights, request: &DecoderRequest) -> Result<Graph, Error> {
+    let graph = Graph::new(request.profile);
+    let quantization = request.quantization;
+    if quantization.is_some() && request.profile == Profile::Portable {
+        return Err(Error::Opset { profile: request.profile, what: "matrices of 4 or 8 bits", needed: 21 });
+    }
+    let mut recipe = Recipe { decoder, element: request.element, quantization, graph, weights };
+    recipe.model();
+    recipe.weights.finish()?;
+    Ok(recipe.graph)
+}
+
+/// A graph on its way, with what it is made from.
+struct Recipe<'a> {
+    decoder: &'a Decoder,
+    element: Element,
+    quantization: Option<Quantization>,
+    graph: Graph,
+    weights: Weights,
+}
+
+/// The inputs, and what all layers share.
+struct Shared {
+    /// `[batch, sequence]`, of what is attended to; one for each window that occurs.
+    masks: Vec<(Option<u64>, Value)>,
+    /// Cosines and sines `[batch, sequence, pairs]`, for each rotation.
+    rotations: Vec<(Value, Value)>,
+}
+
+impl Recipe<'_> {
+    fn model(&mut self) {
+        let d = self.decoder;
+        let ids = self.graph.input("input_ids", Element::I64, &["batch_size".into(), "sequence_length".into()]);
+        let attended =
+            self.graph.input("attention_mask", Element::I64, &["batch_size".into(), "total_sequence_length".into()]);
+        let positions =
+            self.graph.input("position_ids", Element::I64, &["batch_size".into(), "sequence_length".into()]);
+        let mut past = Vec::with_capacity(d.layers.len());
+        for i in 0..d.layers.len() {
+            let mut cache = |kind: &str| {
+                let name = format!("past_key_values.{i}.{kind}");
+                self.graph.input(&name, self.element, &cache_dims(d, "past_sequence_length"))
+            };
+            past.push((cache("key"), cache("value")));
+        }
+        let mut x = self.embedding(&ids);
+        if let Some(scale) = d.embedding_scale {
+            x = self.scaled("/model/embed_tokens/Mul", &x, scale);
+        }
+        let shared = Shared { masks: self.masks(&ids, &attended), rotations: self.rotations(&positions) };
+        let mut present = Vec::with_capacity(past.len());
+        for (i, past) in past.iter().enumerate() {
+            x = self.block(i, x, past, &shared, &mut present);
+        }
+        let x = self.norm("/model/norm", "output_norm", &x);
+        let logits = self.head(&x);
+        self.graph.output("logits", &logits, &["batch_size".into(), "sequence_length".into(), d.vocabulary.into()]);
+        for (i, (key, value)) in present.iter().enumerate() {
+            let dims = cache_dims(d, "total_sequence_length");
+            self.graph.output(&format!("present.{i}.key"), key, &dims);
+            self.graph.output(&format!("present.{i}.value"), value, &dims);
+        }
+    }
+
+    /// The rows of the tokens.
+    fn embedding(&mut self, ids: &Value) -> Value {
+        let (role, shape) = ("token_embd.weight", [self.decoder.vocabulary, self.decoder.hidden]);
+        self.weights.take(role, &shape);
+        let Some(blocks) = self.embedding_blocks() else {
+            let table = self.table();
+            return self.graph.node("Gather", "/model/embed_tokens/Gather", &[&table, ids], self.element, &[]);
+        };
+        let [codes, scales, zero_points] = self.blocks(TABLE, role, shape, blocks);
+        let codes = self.reshape("/model/embed_tokens/Reshape", &codes, &[shape[0] as i64, -1]);
+        let attributes = [
+            ("bits", Attribute::Int(blocks.bits.into())),
+            ("block_size", Attribute::Int(blocks.size.into())),
+            ("gather_axis", Attribute::Int(0)),
+            ("quantize_axis", Attribute::Int(1)),
+        ];
+        let inputs = [&codes, ids, &scales, &zero_points];
+        self.graph.node("GatherBlockQuantized", "/model/embed_tokens/Gather_Q4", &inputs, self.element, &attributes)
+    }
+
+    /// The embedding as numbers.
+    fn table(&mut self) -> Value {
+        let shape = [self.decoder.vocabulary, self.decoder.hidden];
+        self.graph.weight(TABLE, "token_embd.weight", Form::AsIs, self.element, &shape)
+    }
+
+    /// How the embedding is quantized: not, where its rows are not whole blocks, which the operator needs.
+    fn embedding_blocks(&self) -> Option<Blocks> {
+        let blocks = self.quantization?.blocks;
+        self.decoder.hidden.is_multiple_of(blocks.size.into()).then_some(blocks)
+    }
+
+    /// One layer: attention and feed-forward network, each with its norms and its residual.
+    fn block(
+        &mut self,
+        i: usize,
+        x: Value,
+        past: &(Value, Value),
+        shared: &Shared,
+        present: &mut Vec<(Value, Value)>,
+    ) -> Value {
+        let path = format!("/model/layers.{i}");
+        let role = format!("blk.{i}");
+        let (before, after) = match self.decoder.placement {
+            Placement::Before => (Some(["attn_norm", "ffn_norm"]), None),
+            Placement::After => (None, Some(["post_attention_norm", "post_ffw_norm"])),
+            Placement::Around => (Some(["attn_norm", "ffn_norm"]), Some(["post_attention_norm", "post_ffw_norm"])),
+        };
+        let mut x = x;
+        for (part, name) in ["attn", "mlp"].into_iter().enumerate() {
+            let inner = match before {
+                Some(norms) => self.norm(&format!("{path}/{name}_norm"), &format!("{role}.{}", norms[part]), &x),
+                None => x.clone(),
+            };
+            let mut inner = if part == 0 {
+                self.attention(i, &inner, past, shared, present)
+            } else {
+                self.mlp(&format!("{path}/mlp"), &role, &inner)
+            };
+            if let Some(norms) = after {
+                inner = self.norm(&format!("{path}/{name}_post_norm"), &format!("{role}.{}", norms[part]), &inner);
+            }
+            if let Some(scale) = self.decoder.residual_scale {
+                inner = self.scaled(&format!("{path}/{name}_residual/Mul"), &inner, scale);
+            }
+            x = self.graph.node("Add", &format!("{path}/{name}_residual/Add"), &[&x, &inner], self.element, &[]);
+        }
+        x
+    }
+
+    /// Logits. A tied head multiplies by the embedding as it lies there: no second matrix, and none made at load time.
+    fn head(&mut self, x: &Value) -> Value {
+        let d = self.decoder;
+        if d.tied {
+            self.weights.leave("output.weight");
+        }
+        let mut logits = match (d.tied, self.embedding_blocks()) {
+            (false, _) => self.linear("/lm_head", "output", x, d.hidden, d.vocabulary),
+            (true, Some(blocks)) => {
+                let parts = self.blocks(TABLE, "token_embd.weight", [d.vocabulary, d.hidden], blocks);
+                self.product_of_blocks("/lm_head", x, &parts, [d.hidden, d.vocabulary], blocks)
+            }
+            (true, None) => self.tied_head(x),
+        };
+        if let Some(divisor) = d.logit_divisor {
+            logits = self.scaled("/lm_head/Mul", &logits, 1.0 / divisor);
+        }
+        if let Some(cap) = d.logit_softcap {
+            logits = self.softcap("/lm_head/softcap", &logits, cap);
+        }
+        logits
+    }
+
+    fn tied_head(&mut self, x: &Value) -> Value {
+        let (hidden, vocabulary) = (self.decoder.hidden as i64, self.decoder.vocabulary as i64);
+        let table = self.table();
+        let flat = self.reshape("/lm_head/Rows", x, &[-1, hidden]);
+        let attributes = [("transB", Attribute::Int(1))];
+        let flat = self.graph.node("Gemm", "/lm_head/Gemm", &[&flat, &table], self.element, &attributes);
+        let shape = self.graph.node("Shape", "/lm_head/Shape", &[x], Element::I64, &[]);
+        let outer = self.slice("/lm_head/Outer", &shape, 0, 2, 0);
+        let width = self.graph.ints(&[vocabulary]);
+        let axis = [("axis", Attribute::Int(0))];
+        let shape = self.graph.node("Concat", "/lm_head/Concat", &[&outer, &width], Element::I64, &axis);
+        self.graph.node("Reshape", "/lm_head/Reshape", &[&flat, &shape], self.element, &[])
+    }
+}
+
+/// The name of the embedding in the graph.
+const TABLE: &str = "model.embed_tokens.weight";
+
+fn cache_dims(d: &Decoder, length: &'static str) -> [Dim; 4] {
+    ["batch_size".into(), d.kv_heads.into(), length.into(), d.head_dim.into()]
+}

@@ -1,0 +1,40 @@
+//! ONNX graphs of models, written from a description alone: no model is loaded, no code is traced.
+//!
+//! The nouns are [`Graph`] (nodes, typed [`Value`]s, and [`Weight`]s that say what they are made of), [`Weights`] (what a
+//! checkpoint has to offer), [`build_decoder`] (the recipe of a language model) and [`DataFile`] (where every weight lies
+//! in the file beside the graph).
+//!
+//! ```
+//! use mlpack_onnx::{DataFile, Element, Form, Graph, Profile};
+//!
+//! let mut graph = Graph::new(Profile::Std);
+//! let x = graph.input("x", Element::F32, &["batch".into(), 4.into()]);
+//! let w = graph.weight("w", "proj.weight", Form::Transposed, Element::F32, &[4, 8]);
+//! let y = graph.node("MatMul", "/proj/MatMul", &[&x, &w], Element::F32, &[]);
+//! graph.output("y", &y, &["batch".into(), 8.into()]);
+//! let data = DataFile::new(graph.weights());
+//! assert_eq!(data.places()[0].range, 0..128);
+//! let model = graph.encode("model.onnx_data", &data);
+//! assert!(model.windows(6).any(|w| w == b"MatMul"));
+//! ```
+//!
+//! **Invariants**
+//! - The opset and IR versions are the oldest that the emitted operators need.
+//! - The same description gives the same bytes: nodes, names and initializers are in the order of the recipe.
+//! - Every weight that a checkpoint has is used by the graph, or named in an error.
+//! - No weight's value is read here.
+
+mod data;
+mod decoder;
+mod element;
+mod error;
+mod graph;
+mod proto;
+mod weights;
+
+pub use data::{DataFile, Place};
+pub use decoder::{DecoderRequest, Quantization, build_decoder};
+pub use element::Element;
+pub use error::{Error, WeightProblem};
+pub use graph::{Attribute, Blocks, Dim, Form, Graph, Profile, Value, Weight};
+pub use weights::Weights;
