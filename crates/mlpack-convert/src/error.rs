@@ -1,6 +1,6 @@
 //! Why something cannot be planned or executed.
 
-use crate::{Exceeded, FileType, ImportanceError, Stored};
+use crate::{Exceeded, FileType, ImportanceError, Precision, Stored};
 use mlpack_fs::ErrorKind;
 use mlpack_tensor::{Dtype, Escaped, GgmlType, Shape};
 use std::path::PathBuf;
@@ -40,6 +40,39 @@ pub enum Error {
         file: String,
         /// What does not fit.
         source: mlpack_gguf::LayoutError,
+    },
+    /// An ONNX graph cannot be built.
+    #[error("cannot make ONNX from `{}`\n  {}", dir.display(), source.to_string().replace('\n', "\n  "))]
+    Onnx {
+        /// The model directory.
+        dir: PathBuf,
+        /// What is wrong.
+        source: mlpack_onnx::Error,
+    },
+    /// A precision that is not known.
+    #[error("unknown precision `{}`\n  expected: one of {}\n  found:    `{}`", Escaped(name), Precision::names().collect::<Vec<_>>().join(", "), Escaped(name))]
+    UnknownPrecision {
+        /// The name given.
+        name: String,
+        /// The most similar name.
+        nearest: Option<&'static str>,
+    },
+    /// The same precision was asked for twice.
+    #[error("precision `{name}` is asked for twice")]
+    RepeatedPrecision {
+        /// The name.
+        name: &'static str,
+    },
+    /// A tensor that ONNX graphs have no use for: one of a stack, or a part of another.
+    #[error(
+        "tensor `{}` has no place in an ONNX graph\n  expected: one tensor for one matrix\n  found:    {what}",
+        Escaped(tensor)
+    )]
+    OnnxTensor {
+        /// The tensor.
+        tensor: String,
+        /// What it is.
+        what: &'static str,
     },
     /// Several independent problems of one input.
     #[error("{}{}", .0.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("\n\n"), more(.0.len()))]
@@ -390,9 +423,13 @@ impl Error {
             | Error::RepeatedFileType { .. }
             | Error::OutputName { .. }
             | Error::AdapterVariant { .. }
+            | Error::UnknownPrecision { .. }
+            | Error::RepeatedPrecision { .. }
             | Error::NoAdapter => ErrorKind::Misuse,
             Error::Quant(e) => e.kind(),
+            Error::Onnx { source, .. } => source.kind(),
             Error::TensorDtype { .. }
+            | Error::OnnxTensor { .. }
             | Error::StackDtype { .. }
             | Error::AdapterTensor { .. }
             | Error::Undecodable { .. }
@@ -423,6 +460,10 @@ impl Error {
             Error::Arch(e) => return e.hint(),
             Error::Quant(e) => return e.hint(),
             Error::Several(all) => return all.iter().find_map(Error::hint),
+            Error::Onnx { source, .. } => return source.hint(),
+            Error::UnknownPrecision { nearest: Some(nearest), .. } => {
+                return Some(format!("did you mean `{nearest}`?"));
+            }
             Error::UnknownFileType { nearest: Some(nearest), .. } => return Some(format!("did you mean `{nearest}`?")),
             Error::NotACheckpoint { .. } => "a GGUF file can be quantized: use mlpack quantize",
             Error::NotAGguf { .. } => "quantize a checkpoint while it is converted: use mlpack convert",

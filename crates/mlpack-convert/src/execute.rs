@@ -176,7 +176,8 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
         }
         let budget = memory / threads.max(1) as u64;
         let by_budget = budget.saturating_sub(fixed) / per_row.max(1);
-        let by_size = SLAB_ELEMENTS / step.row_len.max(1);
+        // Every slab of merged columns costs the merging of all rows.
+        let by_size = if merges_columns(source, step) { step.rows } else { SLAB_ELEMENTS / step.row_len.max(1) };
         let rows = (by_budget.min(by_size) / group * group).max(group);
         largest = largest.max(fixed + rows * per_row);
         let mut start = 0;
@@ -193,8 +194,19 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
 /// Rows that a slab should not divide, because they are made of the same part of the source; 1 when they are too many.
 fn row_group(step: &Step) -> u64 {
     let Input::Tensors(gather) = &step.input else { return 1 };
+    if gather.view.as_transposed().is_some() {
+        // Its tiles are read by themselves.
+        return 1;
+    }
     let rows = gather.view.group().div_ceil(pieces_of_row(step).max(1)).max(1);
     if rows.saturating_mul(step.row_len) <= GROUP_ELEMENTS { rows } else { 1 }
+}
+
+/// Whether the rows of a step are columns of a tensor that adapters change.
+fn merges_columns(source: &Source, step: &Step) -> bool {
+    let Input::Tensors(gather) = &step.input else { return false };
+    gather.view.as_transposed().is_some()
+        && gather.positions.iter().any(|position| source.tensors()[*position].target.is_some())
 }
 
 fn pieces_of_row(step: &Step) -> u64 {

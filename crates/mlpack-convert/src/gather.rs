@@ -88,6 +88,11 @@ impl<'a> Reader<'a> {
         'a: 'r,
     {
         let view = &self.gather.view;
+        if let ([position], Packing::None, Some(matrix)) =
+            (&self.gather.positions[..], &self.gather.packing, view.as_transposed())
+        {
+            return self.read_columns(*position, matrix, rows, room);
+        }
         let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
         let Room { pieces, gathered, merged, merging } = room;
         pieces.clear();
@@ -136,6 +141,44 @@ impl<'a> Reader<'a> {
             } else {
                 self.merge_parts(index, of_tensor, (merged, merging), gathered)?;
             }
+        }
+        Ok(gathered)
+    }
+
+    /// Columns of a matrix as rows. Merged rows are computed whole, some at a time, and of each only the columns are kept:
+    /// slabs of such a step are as large as the budget allows.
+    fn read_columns<'r>(
+        &self,
+        position: usize,
+        (start, rows, columns): (u64, u64, u64),
+        wanted: &Range<u64>,
+        room: &'r mut Room,
+    ) -> Result<&'r [u8], Error> {
+        let Room { gathered, merged, merging, .. } = room;
+        let size = self.piece_bytes();
+        let (row_bytes, tile) = (columns as usize * size, wanted.start as usize * size..wanted.end as usize * size);
+        gathered.resize((tile.end - tile.start) * rows as usize, 0);
+        if self.source.tensors()[position].target.is_none() {
+            let all = &self.source.bytes(self.tensor(0))[start as usize * size..];
+            let lines = all.chunks_exact(row_bytes).take(rows as usize).map(|row| &row[tile.clone()]);
+            transpose(size, (0, rows as usize), lines, gathered);
+            self.check_finite(wanted.start, 0, gathered)?;
+            return Ok(gathered);
+        }
+        // The first slab of the first step that reads the tensor sees every row once.
+        let tally = self.tally.filter(|_| wanted.start == 0 && self.gather.offset == 0);
+        let first = start / columns;
+        let batch = (MERGED_ELEMENTS / columns).max(1);
+        let mut done = 0;
+        while done < rows {
+            let count = batch.min(rows - done);
+            let numbers: Vec<u64> = (first + done..first + done + count).collect();
+            merged.resize(count as usize * row_bytes, 0);
+            let of_tensor = Rows { numbers: &numbers, row_len: columns };
+            self.source.merge_rows(position, of_tensor, merging, tally, merged)?;
+            let lines = merged.chunks_exact(row_bytes).map(|row| &row[tile.clone()]);
+            transpose(size, (done as usize, rows as usize), lines, gathered);
+            done += count;
         }
         Ok(gathered)
     }
@@ -287,6 +330,29 @@ pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> V
         before += len;
     }
     shares
+}
+
+/// Writes lines of elements of `size` bytes as the columns from `first` on of a matrix with `rows` columns.
+fn transpose<'a>(size: usize, place: (usize, usize), lines: impl Iterator<Item = &'a [u8]>, out: &mut [u8]) {
+    fn each<'a, const N: usize>(
+        (first, rows): (usize, usize),
+        lines: impl Iterator<Item = &'a [u8]>,
+        out: &mut [u8],
+    ) {
+        let (out, _) = out.as_chunks_mut::<N>();
+        for (r, line) in lines.enumerate() {
+            for (column, element) in line.as_chunks::<N>().0.iter().enumerate() {
+                out[column * rows + first + r] = *element;
+            }
+        }
+    }
+    match size {
+        1 => each::<1>(place, lines, out),
+        2 => each::<2>(place, lines, out),
+        4 => each::<4>(place, lines, out),
+        8 => each::<8>(place, lines, out),
+        _ => unreachable!("a dtype has 1, 2, 4 or 8 bytes"),
+    }
 }
 
 /// The first NaN or infinity; dtypes that have none pass.

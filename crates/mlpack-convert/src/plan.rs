@@ -11,6 +11,7 @@
 use crate::{Importance, Limits};
 use mlpack_arch::{MappedTensor, Packing, ValueChange, View};
 use mlpack_fs::Sha256;
+use mlpack_quant::{NBits, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -81,6 +82,8 @@ pub enum Stored {
     Safetensors(Dtype),
     /// As ggml stores them.
     Ggml(GgmlType),
+    /// A part of what ONNX Runtime's MatMulNBits reads.
+    NBits(NBits, NBitsPart),
 }
 
 impl Stored {
@@ -89,6 +92,11 @@ impl Stored {
         match self {
             Stored::Safetensors(dtype) => dtype.name(),
             Stored::Ggml(ty) => ty.name(),
+            Stored::NBits(n, NBitsPart::Codes) if n.bits == 4 => "UINT4",
+            Stored::NBits(_, NBitsPart::Codes) => "UINT8",
+            Stored::NBits(n, NBitsPart::Scales) => n.scale.name(),
+            Stored::NBits(n, NBitsPart::ZeroPoints) if n.bits == 4 => "UINT4",
+            Stored::NBits(_, NBitsPart::ZeroPoints) => "UINT8",
         }
     }
 
@@ -96,6 +104,7 @@ impl Stored {
     pub fn dtype(self) -> Option<Dtype> {
         match self {
             Stored::Safetensors(dtype) => Some(dtype),
+            Stored::NBits(..) => None,
             Stored::Ggml(ty) => match ty {
                 GgmlType::F32 => Some(Dtype::F32),
                 GgmlType::F16 => Some(Dtype::F16),
@@ -120,6 +129,7 @@ impl Stored {
         match self {
             Stored::Safetensors(dtype) => row_len * dtype.byte_size(),
             Stored::Ggml(ty) => ty.row_byte_len(row_len).expect("the reader checked that rows are whole blocks"),
+            Stored::NBits(n, part) => n.row_byte_len(part, row_len),
         }
     }
 }

@@ -134,8 +134,16 @@ impl Work<'_> {
         let place = step.targets[target];
         let output = &self.plan.outputs[place.output];
         let stored = &output.tensors[place.tensor];
-        let Stored::Ggml(ty) = stored.stored else {
-            unreachable!("a safetensors target keeps the source's dtype, so it is written as it is")
+        let ty = match stored.stored {
+            Stored::Ggml(ty) => ty,
+            Stored::NBits(n, part) => {
+                encoding.bytes.resize(self.byte_len(step, target, slab.rows.end - slab.rows.start) as usize, 0);
+                n.encode(part, floats, step.row_len as usize, &mut encoding.bytes);
+                return self.write(step, target, slab, &encoding.bytes);
+            }
+            Stored::Safetensors(_) => {
+                unreachable!("a safetensors target keeps the source's dtype, so it is written as it is")
+            }
         };
         let at = |index: usize| {
             let index = index as u64;

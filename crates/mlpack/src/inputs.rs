@@ -1,13 +1,17 @@
 //! From what was typed to what the libraries take.
 
-use crate::cli::{MergingArgs, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs};
+use crate::cli::{
+    MergingArgs, OnnxArgs, OnnxProfile, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs,
+};
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    Combine, FileType, Imatrix, Importance, Limits, OverlayOptions, QuantizeOptions, Resources, Split, TensorType,
+    BlockOptions, Combine, FileType, Imatrix, Importance, Limits, OnnxRequest, OverlayOptions, Precision,
+    QuantizeOptions, Resources, Split, TensorType,
     parse_override, parse_type,
 };
 use mlpack_fs::read_to_string_bounded;
+use mlpack_onnx::Profile;
 use mlpack_tensor::GgmlType;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -122,6 +126,57 @@ pub fn families(arch_files: &[PathBuf]) -> anyhow::Result<Families> {
 
 pub fn variants(names: &[String]) -> anyhow::Result<Vec<FileType>> {
     names.iter().map(|name| Ok(FileType::parse(name.trim())?)).collect()
+}
+
+/// What is asked of ONNX graphs.
+pub fn onnx(args: &OnnxArgs) -> anyhow::Result<OnnxRequest> {
+    if args.precision.is_empty() {
+        bail!("the precision of the graphs is not said\n  expected: --precision {}", Precision::names().collect::<Vec<_>>().join(", "));
+    }
+    let default = BlockOptions::default();
+    Ok(OnnxRequest {
+        precisions: args.precision.iter().map(|name| Precision::parse(name.trim())).collect::<Result<_, _>>()?,
+        profile: match args.profile.unwrap_or(OnnxProfile::Std) {
+            OnnxProfile::Std => Profile::Std,
+            OnnxProfile::Portable => Profile::Portable,
+            OnnxProfile::Ort => Profile::Ort,
+        },
+        blocks: BlockOptions {
+            size: args.block_size.unwrap_or(default.size),
+            asymmetric: args.asymmetric,
+            accuracy_level: args.accuracy_level.unwrap_or(default.accuracy_level),
+        },
+    })
+}
+
+/// Refuses what only ONNX graphs have.
+pub fn no_onnx(args: &TargetArgs) -> anyhow::Result<()> {
+    if !args.onnx.precision.is_empty() {
+        bail!("--precision is for ONNX\n  expected: --to onnx, or --quant");
+    }
+    Ok(())
+}
+
+/// Refuses what ONNX graphs do not have.
+pub fn only_onnx(args: &TargetArgs, quantizer: &QuantizerArgs) -> anyhow::Result<()> {
+    let given = [
+        (!args.quant.is_empty(), "--quant"),
+        (args.base.is_some(), "--base"),
+        (args.name.is_some(), "--name"),
+        (args.pre.is_some(), "--pre"),
+        (args.split_max_tensors.is_some(), "--split-max-tensors"),
+        (args.split_max_size.is_some(), "--split-max-size"),
+    ];
+    if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+        bail!("{option} has no meaning for ONNX\n  expected: --precision, and the options that it has");
+    }
+    let limits = QuantizerArgs { max_rmse: None, min_cosine: None, ..quantizer.clone() };
+    if let serde_json::Value::Object(options) = serde_json::to_value(limits)?
+        && let Some((option, _)) = options.iter().next()
+    {
+        bail!("--{} is an option of llama-quantize\n  expected: --to gguf, or no such option", option.replace('_', "-"));
+    }
+    Ok(())
 }
 
 /// llama-quantize's options. Relative paths start at `folder`, whatever they are called in the output.

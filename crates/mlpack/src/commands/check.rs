@@ -7,21 +7,24 @@ use crate::exit::Exit;
 use crate::inputs;
 use crate::show::{Show, bytes, table};
 use anyhow::bail;
-use mlpack_convert::{GgufRequest, Output, Plan, QuantizeRequest, Source, plan_gguf, plan_quantize};
+use mlpack_convert::{GgufRequest, Output, Plan, QuantizeRequest, Source, plan_gguf, plan_onnx, plan_quantize};
 use mlpack_tensor::{Escaped, MetaValue};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Shows what `convert` or `quantize` would write, from headers alone.
 pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
-    if args.target.format == Format::GgufLora {
-        bail!("an adapter is not checked for itself\n  expected: --to gguf");
+    match args.target.format {
+        Format::Gguf => inputs::no_onnx(&args.target)?,
+        Format::GgufLora => bail!("an adapter is not checked for itself\n  expected: --to gguf"),
+        Format::Onnx => inputs::only_onnx(&args.target, &args.quantizer)?,
     }
     let adapters = inputs::adapters(&args.source)?;
     let variants = inputs::variants(&args.target.quant)?;
     let options = inputs::quantize_options(&args.quantizer, &args.requantizer, Path::new(""))?;
     let model = &args.source.model;
-    let (source, arch, plan) = if model.extension().is_some_and(|e| e == "gguf") && model.is_file() {
+    let gguf = args.target.format == Format::Gguf;
+    let (source, arch, plan) = if gguf && model.extension().is_some_and(|e| e == "gguf") && model.is_file() {
         if !adapters.is_empty() {
             bail!("adapters are laid over a checkpoint, and `{}` is a GGUF file", model.display());
         }
@@ -41,9 +44,13 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
         let files = Described::new(&source)?;
         let described = files.open(&source, &families)?;
         let pre = args.target.pre.as_deref();
-        let split = inputs::split(&args.target)?;
-        let request = GgufRequest { name: &name, variants: &variants, pre, options: &options, split };
-        let plan = plan_gguf(&source, &described, &request)?;
+        let plan = if args.target.format == Format::Onnx {
+            plan_onnx(&source, &described, &inputs::onnx(&args.target.onnx)?)?.plan
+        } else {
+            let split = inputs::split(&args.target)?;
+            let request = GgufRequest { name: &name, variants: &variants, pre, options: &options, split };
+            plan_gguf(&source, &described, &request)?
+        };
         (source, described.arch().to_owned(), plan)
     };
     out.warnings(&plan.warnings);

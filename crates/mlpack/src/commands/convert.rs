@@ -22,8 +22,10 @@ pub const EMBEDDED: &str = "embed-provenance";
 
 /// Converts a checkpoint to every variant asked for, in one pass.
 pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
-    if args.target.format == Format::GgufLora {
-        return convert_lora(args, out);
+    match args.target.format {
+        Format::Gguf => inputs::no_onnx(&args.target)?,
+        Format::GgufLora => return convert_lora(args, out),
+        Format::Onnx => return super::onnx::convert(args, out),
     }
     inputs::no_base(&args.target)?;
     let adapters = inputs::adapters(&args.source)?;

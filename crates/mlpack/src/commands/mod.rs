@@ -12,6 +12,7 @@ mod diff;
 mod keygen;
 mod merge;
 mod modelfile;
+mod onnx;
 mod publish;
 mod pull;
 mod quantize;
