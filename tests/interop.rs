@@ -40,6 +40,32 @@ fn the_safetensors_crate_reads_a_merged_checkpoint() {
 }
 
 #[test]
+fn onnx_runtime_generates_what_transformers_does() {
+    let script = |name: &str| fixture("../xtask/scripts").join(name);
+    let peers = std::env::var_os("MLPACK_PEERS_DIR").map_or_else(|| fixture("../target/peers"), Into::into);
+    let python = peers.join("venv/bin/python");
+    let imports = Command::new(&python).args(["-c", "import onnx, onnxruntime"]).output();
+    if !imports.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none(), "onnxruntime is required and not installed");
+        println!("skipped: needs onnxruntime (cargo xtask peers onnx)");
+        return;
+    }
+    let dir = TestDir::new();
+    let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
+    for profile in ["std", "portable", "ort"] {
+        let args = ["convert", base.to_str().unwrap(), "-a", adapter.to_str().unwrap(), "--to", "onnx"];
+        mlpack(&dir).args(args).args(["--precision", "fp32", "--profile", profile, "-o", profile]).succeed();
+        let output = Command::new(&python)
+            .arg(script("onnx_greedy.py"))
+            .arg(dir.path(&format!("{profile}/onnx/model.onnx")))
+            .arg(fixture("legal-qa/golden/transformers-greedy.json"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{profile}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn skopeo_opens_what_release_publishes() {
     let dir = TestDir::new();
     let file = fixture("legal-qa/mlpack.toml");

@@ -7,6 +7,7 @@
 //! | `cli_quantize` | every golden of llama-quantize, with each option that has one; split files |
 //! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
 //! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
+//! | `cli_onnx` | graphs: recorded bytes, adapters, limits, and what is refused |
 //! | `cli_release` | the legal-qa release: files, layout, Modelfile, trace back to run 4c421e9c… |
 //! | `cli_rebuild` | every kind of step again from its recorded inputs |
 //! | `cli_registry` | publish, pull, serve, export, import, deploy, against a real registry |
@@ -26,6 +27,7 @@ mod cli_convert;
 mod cli_diff;
 mod cli_errors;
 mod cli_merge;
+mod cli_onnx;
 mod cli_quantize;
 mod cli_rebuild;
 mod cli_registry;

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Compare the logits of an ONNX decoder with those of transformers.
+"""Compare the logits of ONNX decoders with those of transformers.
 
-usage: onnx_logits.py MODEL_DIR ONNX_FILE [TOLERANCE]
+usage: onnx_logits.py JOB...        where JOB is MODEL_DIR=ONNX_FILE=TOLERANCE[=BITS:BLOCK:symmetric|asymmetric]
        needs: pip install torch transformers onnx onnxruntime
 
 A batch of two with left padding: 65 tokens at once, then 8 tokens one by one, in ONNX Runtime at each of its four levels of
-optimization; the same in two pieces, so that the cache is not empty at the second. onnx.checker reads the file too.
-Prints the largest difference of a logit of a token that is not padding, and fails above the tolerance.
+optimization; the same tokens in two pieces, so that the cache is not empty at the second. transformers sees the same
+pieces. onnx.checker reads each file too. The largest difference of a logit of a token that is not padding has to be within
+the tolerance, which is a part of the largest logit where it ends in %. With bits, transformers computes with the matrices
+that blocks of integers stand for; they are made here anew.
+
+GroupQueryAttention takes a batch of one where there are several tokens and a cache: there the two texts go one by one.
 """
 import sys
 
+import ml_dtypes
 import numpy
 import onnx
 import onnxruntime as ort
@@ -17,72 +22,146 @@ import torch
 import transformers
 
 PREFILL, DECODE, PADDING = 65, 8, 9
+LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
+KINDS = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bfloat16)": ml_dtypes.bfloat16}
 
 
-def reference(folder, ids, mask, dtype):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-    positions = (mask.cumsum(1) - 1).clip(0)
-    steps, past = [], None
-    with torch.no_grad():
-        for start, end in pieces(ids.shape[1]):
-            out = model(input_ids=torch.from_numpy(ids[:, start:end]), attention_mask=torch.from_numpy(mask[:, :end]),
-                        position_ids=torch.from_numpy(positions[:, start:end]), past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            steps.append(out.logits.float().numpy())
-    return numpy.concatenate(steps, 1)
-
-
-def pieces(total):
-    return [(0, PREFILL)] + [(i, i + 1) for i in range(PREFILL, total)]
-
-
-def run(session, ids, mask, pieces):
-    inputs = {i.name: i for i in session.get_inputs()}
-    names = [o.name for o in session.get_outputs()]
-    kinds = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
-    past = {
-        name: numpy.zeros([ids.shape[0], i.shape[1], 0, i.shape[3]], kinds[i.type])
-        for name, i in inputs.items() if name.startswith("past_key_values.")
-    }
-    positions = (mask.cumsum(1) - 1).clip(0)
-    steps = []
-    for start, end in pieces:
-        feed = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
-        out = dict(zip(names, session.run(None, {k: v for k, v in (feed | past).items() if k in inputs})))
-        past = {name: out[name.replace("past_key_values", "present")] for name in past}
-        steps.append(out["logits"].astype(numpy.float32))
-    return numpy.concatenate(steps, 1)
-
-
-def main():
-    folder, file = sys.argv[1:3]
-    tolerance = float(sys.argv[3]) if len(sys.argv) > 3 else 1e-4
-    onnx.checker.check_model(file, full_check=True)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    rng = numpy.random.default_rng(1)
-    ids = rng.integers(3, config.vocab_size, (2, PREFILL + DECODE))
+def texts(vocabulary):
+    ids = numpy.random.default_rng(1).integers(3, vocabulary, (2, PREFILL + DECODE))
     mask = numpy.ones_like(ids)
     mask[0, :PADDING] = 0
     ids[0, :PADDING] = 0
-    want = reference(folder, ids, mask, torch.float32)
+    return ids, mask, (mask.cumsum(1) - 1).clip(0)
+
+
+def cuts():
+    total = PREFILL + DECODE
+    return [[(0, PREFILL)] + [(i, i + 1) for i in range(PREFILL, total)], [(0, 20), (20, total)]]
+
+
+def rounded(weight, bits, block, symmetric):
+    """What ONNX Runtime's default blocks of integers make of a matrix."""
+    top, middle = (15, 8) if bits == 4 else (255, 128)
+    rows, width = weight.shape
+    out = numpy.empty_like(weight)
+    for start in range(0, width, block):
+        part = weight[:, start:start + block]
+        low, high = part.min(1, keepdims=True), part.max(1, keepdims=True)
+        if symmetric:
+            scale, zero = numpy.where(abs(high) > abs(low), high, low) / numpy.float32(-middle), numpy.float32(middle)
+        else:
+            low, high = numpy.minimum(low, 0), numpy.maximum(high, 0)
+            scale = (high - low) / numpy.float32(top)
+            zero = numpy.floor(-low / scale + numpy.float32(0.5)).clip(0, top)
+        codes = numpy.floor(part * (1 / scale) + zero + numpy.float32(0.5)).clip(0, top)
+        out[:, start:start + block] = (codes - zero) * scale
+    return out
+
+
+def computed(model, texts, cut):
+    ids, mask, positions = texts
+    steps, past = [], None
+    for start, end in cut:
+        with torch.no_grad():
+            out = model(input_ids=torch.from_numpy(ids[:, start:end]), attention_mask=torch.from_numpy(mask[:, :end]),
+                        position_ids=torch.from_numpy(positions[:, start:end]), past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        steps.append(out.logits.float().numpy())
+    return numpy.concatenate(steps, 1)
+
+
+def one_by_one(texts):
+    return [[part[i:i + 1] for part in texts] for i in range(len(texts[0]))]
+
+
+def reference(folder, blocks):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if blocks:
+        bits, block, kind = blocks.split(":")
+        for parameter in {p.data_ptr(): p for p in model.parameters() if p.ndim == 2}.values():
+            values = rounded(parameter.detach().numpy(), int(bits), int(block), kind == "symmetric")
+            parameter.data.copy_(torch.from_numpy(values))
+    both = texts(model.config.vocab_size)
+    together = [computed(model, both, cut) for cut in cuts()]
+    apart = [numpy.concatenate([computed(model, one, cut) for one in one_by_one(both)]) for cut in cuts()]
+    return both, together, apart
+
+
+def feedable(array, kind):
+    """ONNX Runtime takes no NumPy array of bfloat16."""
+    if kind != "tensor(bfloat16)":
+        return array
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(numpy.uint16), onnx.TensorProto.BFLOAT16)
+
+
+def run(session, texts, cut):
+    ids, mask, positions = texts
+    inputs = {i.name: i for i in session.get_inputs()}
+    past = {
+        name: feedable(numpy.zeros([ids.shape[0], i.shape[1], 0, i.shape[3]], KINDS[i.type]), i.type)
+        for name, i in inputs.items() if name.startswith("past_key_values.")
+    }
+    narrow = any(i.type == "tensor(bfloat16)" for i in inputs.values())
+    names = [o.name for o in session.get_outputs()]
+    steps = []
+    for start, end in cut:
+        feed = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
+        feed = {name: value for name, value in (feed | past).items() if name in inputs}
+        if narrow:
+            values = {name: v if isinstance(v, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(v) for name, v in feed.items()}
+            out = dict(zip(names, session.run_with_ort_values(names, values)))
+            logits = out["logits"].numpy().view(ml_dtypes.bfloat16)
+        else:
+            out = dict(zip(names, session.run(names, feed)))
+            logits = out["logits"]
+        past = {name: out[name.replace("past_key_values", "present")] for name in past}
+        steps.append(logits.astype(numpy.float32))
+    return numpy.concatenate(steps, 1)
+
+
+def check(file, reference, tolerance):
+    onnx.checker.check_model(file, full_check=True)
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    together = all(node.op_type != "GroupQueryAttention" for node in nodes)
+    texts, wanted, apart = reference
+    real = texts[1].astype(bool)
+    largest = max(float(abs(want[real]).max()) for want in wanted)
+    limit = float(tolerance.rstrip("%")) * (largest / 100 if tolerance.endswith("%") else 1)
     worst = 0.0
-    for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
+    for level in LEVELS:
         options = ort.SessionOptions()
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, "ORT_" + level)
         options.log_severity_level = 3
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        total = ids.shape[1]
-        for cut in (pieces(total), [(0, 20), (20, total)]):
-            got = run(session, ids, mask, cut)
-            # Texts cut otherwise see another length where rotation depends on it.
-            real = mask.astype(bool)
-            error = abs(got - want)[real].max() if cut[0][1] == PREFILL or "rope" not in sys.argv else 0.0
-            if not numpy.isfinite(got[real]).all():
-                sys.exit(f"{level}: logits are not finite")
+        for cut, want, want_apart in zip(cuts(), wanted, apart):
+            if together or all(end - start == 1 for start, end in cut[1:]):
+                got = run(session, texts, cut)
+            else:
+                got, want = numpy.concatenate([run(session, one, cut) for one in one_by_one(texts)]), want_apart
+            error = abs(got - want)[real].max()
+            if not numpy.isfinite(error):
+                return f"{level}: logits are not finite"
             worst = max(worst, float(error))
-    print(f"{worst:.3g} (largest logit {abs(want).max():.3g})")
-    if worst > tolerance:
-        sys.exit(f"the largest difference is above {tolerance}")
+    said = f"{worst:.2e} of {largest:.3g}"
+    return f"{said}, above {limit:.2e}" if worst > limit else (said,)
+
+
+def main():
+    known, failed = {}, 0
+    for job in sys.argv[1:]:
+        folder, file, tolerance, *blocks = job.split("=")
+        key = (folder, *blocks)
+        if key not in known:
+            known = {key: reference(folder, *(blocks or [None]))}
+        try:
+            result = check(file, known[key], tolerance)
+        except Exception as error:  # a graph that does not load is one result among others
+            result = str(error).strip().splitlines()[0]
+        failed += isinstance(result, str)
+        label = "/".join(file.split("/")[-4:])
+        print(f"{label:60} {result[0] if isinstance(result, tuple) else 'WRONG: ' + result}", flush=True)
+    if failed:
+        sys.exit(f"{failed} graphs differ")
 
 
 main()

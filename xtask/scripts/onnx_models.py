@@ -45,6 +45,7 @@ CASES = {
     "granite": ("GraniteForCausalLM", "granite", {
         "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.15}),
     "olmo2": ("Olmo2ForCausalLM", "olmo2", {}),
+    "olmo3": ("Olmo3ForCausalLM", "olmo3", {"sliding_window": 16, "num_hidden_layers": 5}),
 }
 
 
@@ -58,8 +59,8 @@ def main():
         model = getattr(transformers, cls)(config)
         with torch.no_grad():
             for key, value in model.named_parameters():
-                # Large enough that a wrong scale shows, and norms that are not all alike.
-                value.copy_(torch.randn_like(value) * (0.3 if value.ndim > 1 else 0.5) + (1.0 if "norm" in key and "gemma" not in name else 0.0))
+                # Large enough that a wrong scale shows, small enough that float32 is not what shows; norms that are not alike.
+                value.copy_(torch.randn_like(value) * (0.15 if value.ndim > 1 else 0.5) + (1.0 if "norm" in key and "gemma" not in name else 0.0))
         model.save_pretrained(out / name)
         path = out / name / "config.json"
         saved = json.loads(path.read_text())

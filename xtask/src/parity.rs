@@ -1,10 +1,11 @@
 //! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows; and
-//! against PEFT: what it merges; and in cosign's hands: what it signs.
+//! against PEFT: what it merges; against transformers in ONNX Runtime: what its graphs compute; in cosign's hands: what it signs.
 
 mod archs;
 mod convert;
 mod lineage;
 mod lora;
+mod onnx;
 mod quantize;
 mod rows;
 mod subjects;
@@ -21,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("archs", &["archs"]),
     ("lora", &["kinds", "opens"]),
     ("lineage", &["lineage"]),
+    ("onnx", &["onnx"]),
 ];
 
 /// What to compare.
@@ -67,6 +69,9 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     if options.cases.contains(&"opens") {
         differing += lora::opens(&peers, &build_mlpack(true)?)?;
     }
+    if options.cases.contains(&"onnx") {
+        differing += onnx::run(&options.only, &peers, &build_mlpack(true)?)?;
+    }
     if options.cases.contains(&"rows") {
         differing += rows::run(options.seed, &peers)?;
     }
@@ -85,6 +90,7 @@ fn parse(arguments: &[&str]) -> Result<Options> {
             "--only" => options.only = value()?.to_lowercase(),
             "--record" => options.record = true,
             "--archs" => options.cases.push("archs"),
+            "--onnx" => options.cases.push("onnx"),
             "--seed" => options.seed = value()?.parse().context("`--seed` needs a number")?,
             name => {
                 let named = |(group, cases): &(&str, &'static [&'static str])| -> Vec<&'static str> {
@@ -95,7 +101,7 @@ fn parse(arguments: &[&str]) -> Result<Options> {
                     let names = GROUPS.iter().flat_map(|(group, cases)| [&[*group], *cases].concat());
                     let names: Vec<&str> = names.collect();
                     bail!(
-                        "unknown case `{name}`\n  expected: --only TEXT, --seed N, --archs, --record, or one of {}",
+                        "unknown case `{name}`\n  expected: --only TEXT, --seed N, --archs, --onnx, --record, or one of {}",
                         names.join(", ")
                     );
                 }
@@ -118,7 +124,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 14);
+        assert_eq!(cases(&["--seed", "3"]).len(), 15);
         assert_eq!(cases(&["lora"]), ["kinds", "opens"]);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }

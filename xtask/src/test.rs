@@ -19,7 +19,9 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     for (program, package) in PEERS {
         ensure(program, package)?;
     }
-    Peers::locate()?.provenance()?;
+    let peers = Peers::locate()?;
+    peers.provenance()?;
+    peers.onnx()?;
     let test = |what: &[&str]| {
         run(cargo().args(["test", "--workspace"]).args(what).args(arguments).env("MLPACK_REQUIRE_PEERS", "1"))
     };

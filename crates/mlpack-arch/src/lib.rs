@@ -48,5 +48,5 @@ pub use extra::ExtraTensor;
 pub use family::{Families, Family, ValueChange};
 pub use general::{ParameterCount, parameter_count};
 pub use model::{MetadataRequest, Model, ModelMetadata};
-pub use tensors::{MappedTensor, Mapping, Packing, StackPlace, TensorPart, TensorRule};
+pub use tensors::{MappedTensor, Mapping, Packing, StackPlace, TensorPart, TensorRole, TensorRule};
 pub use view::View;

@@ -25,6 +25,25 @@ pub enum TensorRule {
     },
 }
 
+/// What a tensor of a checkpoint is, by its GGUF names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TensorRole {
+    /// It is these tensors: several when a GGUF file has its parts apart.
+    Named {
+        /// Their names.
+        names: Vec<String>,
+        /// What is done to each value.
+        values: ValueChange,
+        /// Whether it is one of a stack.
+        stacked: bool,
+    },
+    /// It is not part of a text model's GGUF file.
+    Dropped {
+        /// Why, in words.
+        reason: &'static str,
+    },
+}
+
 /// What one tensor of a checkpoint gives to one tensor of a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPart {
@@ -128,6 +147,31 @@ impl Model {
     /// When the architecture has no such tensor, its layer is not one of the model's, or its shape is not what the
     /// config says.
     pub fn map_tensor(&self, name: &str, shape: &Shape) -> Result<TensorRule, Error> {
+        match self.find(name)? {
+            Place::Dropped { reason } => Ok(TensorRule::Dropped { reason }),
+            Place::Entry { entry, suffix, numbers } => {
+                self.mapped(Found { name, shape, numbers }, entry, &suffix).map(TensorRule::Mapped)
+            }
+        }
+    }
+
+    /// What the tensor of that name is, whatever shape a GGUF file gives it.
+    ///
+    /// # Errors
+    /// When the architecture has no such tensor, or its layer is not one of the model's.
+    pub fn tensor_role(&self, name: &str) -> Result<TensorRole, Error> {
+        match self.find(name)? {
+            Place::Dropped { reason } => Ok(TensorRole::Dropped { reason }),
+            Place::Entry { entry, suffix, numbers } => {
+                self.check_layer(name, numbers)?;
+                let gguf_name = |template: &String| gguf_name(template, numbers, &suffix);
+                let names = entry.gguf.iter().map(gguf_name).collect();
+                Ok(TensorRole::Named { names, values: entry.values, stacked: numbers.member.is_some() })
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Place<'_>, Error> {
         let family = self.family();
         let mut source = name;
         while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| source.strip_prefix(wrapper)) {
@@ -140,22 +184,22 @@ impl Model {
         if MULTIMODAL_STARTS.iter().any(|s| source.starts_with(s))
             || MULTIMODAL_PARTS.iter().any(|s| source.contains(s))
         {
-            return Ok(TensorRule::Dropped { reason: "not part of the text model" });
+            return Ok(Place::Dropped { reason: "not part of the text model" });
         }
         source = source.replace("e_score_correction_bias", "e_score_correction.bias");
         source = source.replace("language_model.", "");
         if BUFFER_ENDS.iter().any(|s| source.ends_with(s)) {
-            return Ok(TensorRule::Dropped { reason: "a buffer that is computed, not stored" });
+            return Ok(Place::Dropped { reason: "a buffer that is computed, not stored" });
         }
         let drops = |name: &String| match name.strip_suffix('*') {
             Some(start) => source.starts_with(start),
             None => source == *name,
         };
         if family.dropped_tensors.iter().any(drops) {
-            return Ok(TensorRule::Dropped { reason: "llama.cpp does without it" });
+            return Ok(Place::Dropped { reason: "llama.cpp does without it" });
         }
         if family.tied_head_dropped && source.ends_with("lm_head.weight") && self.head_is_tied() {
-            return Ok(TensorRule::Dropped { reason: "the output matrix is the embedding" });
+            return Ok(Place::Dropped { reason: "the output matrix is the embedding" });
         }
         source.insert_str(0, &self.class().tensor_prefix);
 
@@ -170,10 +214,10 @@ impl Model {
                 for template in &entry.hf {
                     if let Some(numbers) = template.matches(stem) {
                         if family.extra_layers_dropped && self.is_extra_layer(numbers)? {
-                            return Ok(TensorRule::Dropped { reason: "a layer for predicting more than one token" });
+                            return Ok(Place::Dropped { reason: "a layer for predicting more than one token" });
                         }
-                        let suffix = if suffix.is_empty() { &entry.suffix } else { suffix };
-                        return self.mapped(Found { name, shape, numbers }, entry, suffix).map(TensorRule::Mapped);
+                        let suffix = if suffix.is_empty() { entry.suffix.clone() } else { suffix.to_owned() };
+                        return Ok(Place::Entry { entry, suffix, numbers });
                     }
                 }
             }
@@ -182,7 +226,7 @@ impl Model {
         let mut parts = source.split('.').skip_while(|part| *part != "layers").skip(1);
         let layer = parts.next().and_then(|part| part.parse().ok());
         if family.extra_layers_dropped && self.is_extra_layer(Numbers { layer, member: None })? {
-            return Ok(TensorRule::Dropped { reason: "a layer for predicting more than one token" });
+            return Ok(Place::Dropped { reason: "a layer for predicting more than one token" });
         }
         Err(Error::UnknownTensor {
             dir: self.dir().to_owned(),
@@ -202,19 +246,12 @@ impl Model {
     }
 
     fn mapped(&self, found: Found<'_>, entry: &TensorEntry, suffix: &str) -> Result<Vec<TensorPart>, Error> {
-        let layers = self.config().layer_count()?;
-        if let Some(layer) = found.numbers.layer.filter(|layer| *layer >= layers) {
-            let (dir, tensor) = (self.dir().to_owned(), found.name.to_owned());
-            return Err(Error::LayerOutOfRange { dir, tensor, layer, layers });
-        }
+        self.check_layer(found.name, found.numbers)?;
         let stack = self.stack_place(&found, &entry.transform)?;
         let parts = self.views(&found, &entry.transform)?;
         debug_assert_eq!(parts.len(), entry.gguf.len(), "checked when the description was read");
         let part = |((shape, view), name): ((Shape, View), &String)| {
-            let gguf_name = match found.numbers.layer {
-                Some(layer) => name.replace(LAYER, &layer.to_string()),
-                None => name.clone(),
-            } + suffix;
+            let gguf_name = gguf_name(name, found.numbers, suffix);
             let rank = shape.rank() + usize::from(stack.is_some());
             let force_f32 = rank <= 1
                 || gguf_name.ends_with("_norm.weight")
@@ -224,6 +261,17 @@ impl Model {
             TensorPart { gguf_name, shape, view, values, force_f32, first_only, stack: stack.clone() }
         };
         Ok(parts.into_iter().zip(&entry.gguf).map(part).collect())
+    }
+
+    fn check_layer(&self, name: &str, numbers: Numbers) -> Result<(), Error> {
+        let layers = self.config().layer_count()?;
+        match numbers.layer.filter(|layer| *layer >= layers) {
+            None => Ok(()),
+            Some(layer) => {
+                let (dir, tensor) = (self.dir().to_owned(), name.to_owned());
+                Err(Error::LayerOutOfRange { dir, tensor, layer, layers })
+            }
+        }
     }
 
     fn nearest_tensors(&self, name: &str) -> Vec<String> {
@@ -237,6 +285,19 @@ impl Model {
             .map(|template: &Template| template.name(layer, member) + ".weight")
             .collect();
         nearest(name, known.iter().map(String::as_str), 3).into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// What the description says of a tensor.
+enum Place<'a> {
+    Entry { entry: &'a TensorEntry, suffix: String, numbers: Numbers },
+    Dropped { reason: &'static str },
+}
+
+fn gguf_name(template: &str, numbers: Numbers, suffix: &str) -> String {
+    match numbers.layer {
+        Some(layer) => template.replace(LAYER, &layer.to_string()) + suffix,
+        None => template.to_owned() + suffix,
     }
 }
 

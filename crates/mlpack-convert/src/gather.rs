@@ -334,11 +334,7 @@ pub(crate) fn share(source: &Source, gather: &Gather, elements: Range<u64>) -> V
 
 /// Writes lines of elements of `size` bytes as the columns from `first` on of a matrix with `rows` columns.
 fn transpose<'a>(size: usize, place: (usize, usize), lines: impl Iterator<Item = &'a [u8]>, out: &mut [u8]) {
-    fn each<'a, const N: usize>(
-        (first, rows): (usize, usize),
-        lines: impl Iterator<Item = &'a [u8]>,
-        out: &mut [u8],
-    ) {
+    fn each<'a, const N: usize>((first, rows): (usize, usize), lines: impl Iterator<Item = &'a [u8]>, out: &mut [u8]) {
         let (out, _) = out.as_chunks_mut::<N>();
         for (r, line) in lines.enumerate() {
             for (column, element) in line.as_chunks::<N>().0.iter().enumerate() {

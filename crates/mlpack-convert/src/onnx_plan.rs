@@ -2,12 +2,14 @@
 
 use crate::carry::Carried;
 use crate::{
-    Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target, execute,
+    Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target,
+    execute,
 };
-use mlpack_arch::{Decoder, Model, Packing, TensorRule, ValueChange, View};
+use mlpack_arch::{Decoder, Model, Packing, TensorRole, ValueChange, View};
 use mlpack_fs::AtomicDir;
 use mlpack_onnx::{
-    Blocks, DataFile, DecoderRequest, Element, Form, Graph, Profile, Quantization, Weights, build_decoder,
+    Blocks, DataFile, DecoderRequest, Element, Form, Graph, Profile, Quantization, WeightProblem, Weights,
+    build_decoder,
 };
 use mlpack_quant::{NBits, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType, Shape, nearest};
@@ -132,7 +134,7 @@ pub fn plan_onnx(source: &Source, model: &Model, request: &OnnxRequest) -> Resul
     let mut steps = Steps { source, roles: &roles, places: BTreeMap::new() };
     for &precision in &request.precisions {
         let graph = graph(&decoder, &roles, source, precision, request)
-            .map_err(|source| Error::Onnx { dir: model.dir().to_owned(), source })?;
+            .map_err(|error| Error::Onnx { dir: model.dir().to_owned(), source: named(error, source, &roles) })?;
         let data = DataFile::new(graph.weights());
         let stem = format!("onnx/model{}.onnx", precision.suffix());
         let location = format!("model{}.onnx_data", precision.suffix());
@@ -154,6 +156,20 @@ pub fn plan_onnx(source: &Source, model: &Model, request: &OnnxRequest) -> Resul
     Ok(OnnxPlan { plan, carried })
 }
 
+/// An error with the checkpoint's own names of tensors, where they have one.
+fn named(error: mlpack_onnx::Error, source: &Source, roles: &BTreeMap<String, Role>) -> mlpack_onnx::Error {
+    let mlpack_onnx::Error::Weights { mut problems } = error else { return error };
+    for problem in &mut problems {
+        let (WeightProblem::Missing { role, .. }
+        | WeightProblem::Shape { role, .. }
+        | WeightProblem::Unused { role, .. }) = problem;
+        if let Some(found) = roles.get(role) {
+            role.clone_from(&source.tensors()[found.position].name);
+        }
+    }
+    mlpack_onnx::Error::Weights { problems }
+}
+
 /// A tensor of the source by what it is in the graph.
 struct Role {
     position: usize,
@@ -171,13 +187,15 @@ fn roles(source: &Source, model: &Model, plan: &mut Plan) -> Result<BTreeMap<Str
     }
     Error::from_list(std::mem::take(&mut problems))?;
     for (position, tensor) in source.tensors().iter().enumerate() {
-        match model.map_tensor(&tensor.name, &tensor.shape) {
+        match model.tensor_role(&tensor.name) {
             Err(e) => problems.push(e.into()),
-            Ok(TensorRule::Dropped { reason }) => plan.dropped.push((tensor.name.clone(), reason)),
-            Ok(TensorRule::Mapped(parts)) => match &parts[..] {
-                [part] if part.stack.is_some() => problems.push(refused(&tensor.name, "one of the matrices of an expert")),
-                [part] if tensor.stored.dtype().is_some_and(Dtype::is_float) => {
-                    roles.insert(part.gguf_name.clone(), Role { position, values: part.values });
+            Ok(TensorRole::Dropped { reason }) => plan.dropped.push((tensor.name.clone(), reason)),
+            Ok(TensorRole::Named { stacked: true, .. }) => {
+                problems.push(refused(&tensor.name, "one of the matrices of an expert"));
+            }
+            Ok(TensorRole::Named { names, values, .. }) => match &names[..] {
+                [name] if tensor.stored.dtype().is_some_and(Dtype::is_float) => {
+                    roles.insert(name.clone(), Role { position, values });
                 }
                 [_] => {
                     let (tensor, stored, shape) = (tensor.name.clone(), tensor.stored, tensor.shape.clone());

@@ -6,6 +6,7 @@ use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_fs::AtomicFile;
 use mlpack_lora::ChangeTally;
+use mlpack_quant::NBitsPart;
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 use std::sync::Mutex;
@@ -139,7 +140,13 @@ impl Work<'_> {
             Stored::NBits(n, part) => {
                 encoding.bytes.resize(self.byte_len(step, target, slab.rows.end - slab.rows.start) as usize, 0);
                 n.encode(part, floats, step.row_len as usize, &mut encoding.bytes);
-                return self.write(step, target, slab, &encoding.bytes);
+                self.write(step, target, slab, &encoding.bytes)?;
+                if self.fidelity.is_some() && part == NBitsPart::Codes {
+                    encoding.decoded.resize(floats.len(), 0.0);
+                    n.round_trip(floats, step.row_len as usize, &mut encoding.decoded);
+                    self.measure(values, target, &encoding.decoded);
+                }
+                return Ok(());
             }
             Stored::Safetensors(_) => {
                 unreachable!("a safetensors target keeps the source's dtype, so it is written as it is")

@@ -63,10 +63,23 @@ struct Recipe<'a> {
 
 /// The inputs, and what all layers share.
 struct Shared {
-    /// `[batch, sequence]`, of what is attended to; one for each window that occurs.
+    /// `[batch, 1, sequence, total]`, of what is attended to; one for each window that occurs. In profile `ort` what is
+    /// added to scores.
     masks: Vec<(Option<u64>, Value)>,
-    /// Cosines and sines `[batch, sequence, pairs]`, for each rotation.
+    /// Cosines and sines `[batch, sequence, pairs]`, for each rotation. In profile `ort` `[batch * sequence, pairs]`.
     rotations: Vec<(Value, Value)>,
+    /// What GroupQueryAttention wants besides; in profile `ort` alone.
+    lengths: Option<Lengths>,
+}
+
+/// What the operators of ONNX Runtime are told about lengths.
+struct Lengths {
+    /// The row of cosines and sines of each token, `[batch, sequence]`.
+    rows: Value,
+    /// The last position of each text, `[batch]`.
+    last: Value,
+    /// The number of positions.
+    total: Value,
 }
 
 impl Recipe<'_> {
@@ -89,7 +102,8 @@ impl Recipe<'_> {
         if let Some(scale) = d.embedding_scale {
             x = self.scaled("/model/embed_tokens/Mul", &x, scale);
         }
-        let shared = Shared { masks: self.masks(&ids, &attended), rotations: self.rotations(&positions) };
+        let lengths = (self.graph.profile() == Profile::Ort).then(|| self.lengths(&ids, &attended));
+        let shared = Shared { masks: self.masks(&ids, &attended), rotations: self.rotations(&positions), lengths };
         let mut present = Vec::with_capacity(past.len());
         for (i, past) in past.iter().enumerate() {
             x = self.block(i, x, past, &shared, &mut present);

@@ -46,7 +46,8 @@ const MIN_OPSET: i64 = 17;
 /// The domain of ONNX Runtime's own operators.
 const CONTRIB: &str = "com.microsoft";
 
-/// The opset in which an operator has the form that is used here, in which domain.
+/// The opset in which an operator has the form that is used here, in which domain. A name with a domain of its own starts
+/// with that.
 fn since(op: &str, inputs: usize) -> (&'static str, i64) {
     match op {
         // The axes as an input.
@@ -54,7 +55,7 @@ fn since(op: &str, inputs: usize) -> (&'static str, i64) {
         "Attention" | "RMSNormalization" | "RotaryEmbedding" => ("", 23),
         "Gelu" => ("", 20),
         "LayerNormalization" => ("", 17),
-        "GroupQueryAttention" | "MatMulNBits" | "GatherBlockQuantized" | "SkipSimplifiedLayerNormalization" => {
+        "GroupQueryAttention" | "MatMulNBits" | "GatherBlockQuantized" | "com.microsoft.RotaryEmbedding" => {
             (CONTRIB, 1)
         }
         _ => ("", 13),
@@ -286,7 +287,7 @@ impl Graph {
             input: inputs[..used].iter().map(|value| value.name.clone()).collect(),
             output: outputs.iter().map(|value| value.name.clone()).collect(),
             name: name.to_owned(),
-            op_type: op.to_owned(),
+            op_type: op.rsplit('.').next().unwrap_or(op).to_owned(),
             attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
             domain: domain.to_owned(),
         });

@@ -71,6 +71,23 @@ impl NBits {
         }
     }
 
+    /// What a reader makes of whole rows that were encoded.
+    ///
+    /// # Panics
+    /// When `out` has not as many values as `src`.
+    pub fn round_trip(&self, src: &[f32], row_len: usize, out: &mut [f32]) {
+        assert_eq!(src.len(), out.len(), "one value for each");
+        for (row, out) in src.chunks_exact(row_len.max(1)).zip(out.chunks_exact_mut(row_len.max(1))) {
+            for (block, out) in row.chunks(self.block as usize).zip(out.chunks_mut(self.block as usize)) {
+                let (scale, zero) = self.block(block);
+                let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                for (v, out) in block.iter().zip(out) {
+                    *out = ((v * inverse + zero).round().clamp(0.0, self.top()) - zero) * scale;
+                }
+            }
+        }
+    }
+
     fn encode_row(&self, part: NBitsPart, row: &[f32], out: &mut [u8]) {
         let blocks = row.chunks(self.block as usize);
         match part {
@@ -172,6 +189,15 @@ mod tests {
         assert_eq!(encoded(of(4, false), NBitsPart::ZeroPoints, &row), [0x80]);
         assert_eq!(encoded(of(4, false), NBitsPart::Codes, &row)[..2], [0xfa, 0x05]);
         assert_eq!(encoded(of(8, false), NBitsPart::ZeroPoints, &[-1.0, 1.0]), [128]);
+    }
+
+    #[test]
+    fn what_is_read_back_is_codes_times_scales() {
+        let mut out = [9.0; 4];
+        of(4, true).round_trip(&[2.0, -1.0, 0.1, 0.25], 4, &mut out);
+        assert_eq!(out, [2.0, -1.0, 0.0, 0.25]);
+        of(4, false).round_trip(&[1.0, 1.5, 0.52, 0.0], 4, &mut out);
+        assert_eq!(out, [10.0 * 0.1f32, 15.0 * 0.1f32, 5.0 * 0.1f32, 0.0]);
     }
 
     #[test]

@@ -7,8 +7,7 @@ use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
     BlockOptions, Combine, FileType, Imatrix, Importance, Limits, OnnxRequest, OverlayOptions, Precision,
-    QuantizeOptions, Resources, Split, TensorType,
-    parse_override, parse_type,
+    QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
 };
 use mlpack_fs::read_to_string_bounded;
 use mlpack_onnx::Profile;
@@ -131,11 +130,18 @@ pub fn variants(names: &[String]) -> anyhow::Result<Vec<FileType>> {
 /// What is asked of ONNX graphs.
 pub fn onnx(args: &OnnxArgs) -> anyhow::Result<OnnxRequest> {
     if args.precision.is_empty() {
-        bail!("the precision of the graphs is not said\n  expected: --precision {}", Precision::names().collect::<Vec<_>>().join(", "));
+        bail!(
+            "the precision of the graphs is not said\n  expected: --precision {}",
+            Precision::names().collect::<Vec<_>>().join(", ")
+        );
     }
     let default = BlockOptions::default();
     Ok(OnnxRequest {
-        precisions: args.precision.iter().map(|name| Precision::parse(name.trim())).collect::<Result<_, _>>()?,
+        precisions: args
+            .precision
+            .iter()
+            .map(|name| Ok(Precision::parse(name.trim())?))
+            .collect::<anyhow::Result<_>>()?,
         profile: match args.profile.unwrap_or(OnnxProfile::Std) {
             OnnxProfile::Std => Profile::Std,
             OnnxProfile::Portable => Profile::Portable,
@@ -174,7 +180,10 @@ pub fn only_onnx(args: &TargetArgs, quantizer: &QuantizerArgs) -> anyhow::Result
     if let serde_json::Value::Object(options) = serde_json::to_value(limits)?
         && let Some((option, _)) = options.iter().next()
     {
-        bail!("--{} is an option of llama-quantize\n  expected: --to gguf, or no such option", option.replace('_', "-"));
+        bail!(
+            "--{} is an option of llama-quantize\n  expected: --to gguf, or no such option",
+            option.replace('_', "-")
+        );
     }
     Ok(())
 }

@@ -92,7 +92,11 @@ fn threads_and_memory_change_no_bit() {
     let b = gguf(dir.path(), "b.gguf", &[Given("x", &[3, 200, 512], GgmlType::Q4_K, &values)]);
     let once = compare(&a, &b, Resources { memory: 1 << 30, threads: 1, ..Resources::default() }).unwrap();
     for (memory, threads) in [(1 << 30, 4), (1 << 20, 3), (20_000, 2)] {
-        assert_eq!(compare(&a, &b, Resources { memory, threads, ..Resources::default() }).unwrap(), once, "{memory} {threads}");
+        assert_eq!(
+            compare(&a, &b, Resources { memory, threads, ..Resources::default() }).unwrap(),
+            once,
+            "{memory} {threads}"
+        );
     }
     let place = once.tensors[0].error.max;
     assert!(place.row < 600 && place.column < 512 && place.error > 0.0, "{place:?}");

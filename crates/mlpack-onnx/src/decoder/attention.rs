@@ -1,6 +1,6 @@
 //! Attention: masks, rotation, the cache, and the products of queries, keys and values.
 
-use super::{Recipe, Shared};
+use super::{Lengths, Recipe, Shared};
 use crate::element::Element;
 use crate::graph::{Attribute, Profile, Value};
 use mlpack_arch::QkNorm;
@@ -33,15 +33,49 @@ impl Recipe<'_> {
         let real = self.unsqueeze("/model/mask/real/Unsqueeze", &real, &[1, 2]);
         let real = self.graph.node("Or", "/model/mask/real/Or", &[&real, &own], Element::Bool, &[]);
         let full = self.graph.node("And", "/model/mask/full/And", &[&causal, &real], Element::Bool, &[]);
-        let mask = |window: Option<u64>| {
-            let Some(window) = window else { return (None, full.clone()) };
-            let path = format!("/model/mask/window_{window}");
-            let size = self.graph.int(window as i64);
-            let end = self.graph.node("Add", &format!("{path}/Add"), &[&keys, &size], Element::I64, &[]);
-            let near = self.graph.node("Greater", &format!("{path}/Greater"), &[&end, &queries], Element::Bool, &[]);
-            (Some(window), self.graph.node("And", &format!("{path}/And"), &[&full, &near], Element::Bool, &[]))
-        };
-        windows.into_iter().map(mask).collect()
+        let mut masks = Vec::with_capacity(windows.len());
+        for window in windows {
+            let mut path = "/model/mask/full".to_owned();
+            let mut mask = full.clone();
+            if let Some(window) = window {
+                path = format!("/model/mask/window_{window}");
+                let size = self.graph.int(window as i64);
+                let end = self.graph.node("Add", &format!("{path}/Add"), &[&keys, &size], Element::I64, &[]);
+                let near =
+                    self.graph.node("Greater", &format!("{path}/Greater"), &[&end, &queries], Element::Bool, &[]);
+                mask = self.graph.node("And", &format!("{path}/And"), &[&full, &near], Element::Bool, &[]);
+            }
+            if self.graph.profile() == Profile::Ort {
+                let zero = self.graph.float(self.element, 0.0);
+                let lowest =
+                    self.graph.float(self.element, if self.element == Element::F16 { -65504.0 } else { -1e30 });
+                let inputs = [&mask, &zero, &lowest];
+                mask = self.graph.node("Where", &format!("{path}/Where"), &inputs, self.element, &[]);
+            }
+            masks.push((window, mask));
+        }
+        masks
+    }
+
+    /// What the operators of ONNX Runtime are told about lengths. Padding on the left is in the mask, so every text ends at
+    /// the last position.
+    pub(super) fn lengths(&mut self, ids: &Value, attended: &Value) -> Lengths {
+        let path = "/model/lengths";
+        let shape = self.graph.node("Shape", &format!("{path}/ids/Shape"), &[ids], Element::I64, &[]);
+        let count = self.graph.node("Size", &format!("{path}/ids/Size"), &[ids], Element::I64, &[]);
+        let (zero, one) = (self.graph.int(0), self.graph.int(1));
+        let rows = self.graph.node("Range", &format!("{path}/rows/Range"), &[&zero, &count, &one], Element::I64, &[]);
+        let rows = self.graph.node("Reshape", &format!("{path}/rows/Reshape"), &[&rows, &shape], Element::I64, &[]);
+        let all = self.graph.node("Shape", &format!("{path}/mask/Shape"), &[attended], Element::I64, &[]);
+        let total = self.graph.node("Gather", &format!("{path}/total/Gather"), &[&all, &one], Element::I64, &[]);
+        let last = self.graph.node("Sub", &format!("{path}/last/Sub"), &[&total, &one], Element::I64, &[]);
+        let batch = self.slice(&format!("{path}/batch/Slice"), &all, 0, 1, 0);
+        let last = self.graph.node("Expand", &format!("{path}/last/Expand"), &[&last, &batch], Element::I64, &[]);
+        Lengths {
+            rows,
+            last: self.cast(&format!("{path}/last/Cast"), &last, Element::I32),
+            total: self.cast(&format!("{path}/total/Cast"), &total, Element::I32),
+        }
     }
 
     /// Cosines and sines of the positions, `[batch, sequence, pairs]`, in float32 and then rounded. They are computed
@@ -79,7 +113,11 @@ impl Recipe<'_> {
                 if rope.scale != 1.0 {
                     value = self.scaled(&format!("{path}/{op}/Scale"), &value, rope.scale.into());
                 }
-                self.cast(&format!("{path}/{op}/Cast"), &value, self.element)
+                let value = self.cast(&format!("{path}/{op}/Cast"), &value, self.element);
+                if self.graph.profile() == Profile::Ort {
+                    return self.reshape(&format!("{path}/{op}/Rows"), &value, &[-1, rope.frequencies.len() as i64]);
+                }
+                value
             });
             rotations.push((cos, sin));
         }
@@ -122,7 +160,8 @@ impl Recipe<'_> {
             match d.layers[layer].rope {
                 Some(rope) => {
                     let pairs = d.ropes[rope].frequencies.len() as u64;
-                    self.rotate(&format!("{path}/{name}_rotary"), &x, (heads, pairs), &shared.rotations[rope])
+                    let rows = shared.lengths.as_ref().map(|lengths| &lengths.rows);
+                    self.rotate(&format!("{path}/{name}_rotary"), &x, (heads, pairs), &shared.rotations[rope], rows)
                 }
                 None => x,
             }
@@ -130,9 +169,10 @@ impl Recipe<'_> {
         let window = d.layers[layer].window;
         let mask = shared.masks.iter().find(|(known, _)| *known == window).map(|(_, mask)| mask);
         let mask = mask.expect("there is a mask for every window of a layer");
-        let y = match self.graph.profile() {
-            Profile::Std => self.attention_operator(&path, [&q, &k, &v], mask, past, present),
-            Profile::Portable | Profile::Ort => self.attention_products(&path, [&q, &k, &v], mask, past, present),
+        let y = match (self.graph.profile(), &shared.lengths) {
+            (Profile::Std, _) => self.attention_operator(&path, [&q, &k, &v], mask, past, present),
+            (_, Some(lengths)) => self.attention_of_groups(&path, [&q, &k, &v], (mask, lengths), past, present),
+            (_, None) => self.attention_products(&path, [&q, &k, &v], mask, past, present),
         };
         self.linear(&format!("{path}/o_proj"), &format!("{role}.attn_output"), &y, q_size, d.hidden)
     }
@@ -152,14 +192,25 @@ impl Recipe<'_> {
     }
 
     /// Queries or keys rotated by their positions, in the same shape.
-    fn rotate(&mut self, path: &str, x: &Value, (heads, pairs): (u64, u64), (cos, sin): &(Value, Value)) -> Value {
+    fn rotate(
+        &mut self,
+        path: &str,
+        x: &Value,
+        (heads, pairs): (u64, u64),
+        (cos, sin): &(Value, Value),
+        rows: Option<&Value>,
+    ) -> Value {
         let d = self.decoder;
         let rotated = 2 * pairs;
+        let mut attributes = vec![("num_heads", Attribute::Int(heads as i64))];
+        if rotated < d.head_dim {
+            attributes.push(("rotary_embedding_dim", Attribute::Int(rotated as i64)));
+        }
+        if let Some(rows) = rows {
+            let (op, inputs) = ("com.microsoft.RotaryEmbedding", [x, rows, cos, sin]);
+            return self.graph.node(op, &format!("{path}/Rotary"), &inputs, self.element, &attributes);
+        }
         if self.graph.profile() == Profile::Std {
-            let mut attributes = vec![("num_heads", Attribute::Int(heads as i64))];
-            if rotated < d.head_dim {
-                attributes.push(("rotary_embedding_dim", Attribute::Int(rotated as i64)));
-            }
             return self.graph.node(
                 "RotaryEmbedding",
                 &format!("{path}/Rotary"),
@@ -215,6 +266,34 @@ impl Recipe<'_> {
         let inputs = [q, k, v, mask, &past.0, &past.1];
         let name = format!("{path}/Attention");
         let [y, key, value] = self.graph.node_with("Attention", &name, &inputs, [self.element; 3], &attributes);
+        present.push((key, value));
+        y
+    }
+
+    /// The attention of ONNX Runtime, which keeps the cache itself.
+    fn attention_of_groups(
+        &mut self,
+        path: &str,
+        [q, k, v]: [&Value; 3],
+        (mask, lengths): (&Value, &Lengths),
+        past: &(Value, Value),
+        present: &mut Vec<(Value, Value)>,
+    ) -> Value {
+        let d = self.decoder;
+        let mut attributes = vec![
+            ("num_heads", Attribute::Int(d.heads as i64)),
+            ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
+            ("scale", Attribute::Float(d.attention_scale as f32)),
+        ];
+        if let Some(cap) = d.attention_softcap {
+            attributes.push(("softcap", Attribute::Float(cap as f32)));
+        }
+        // Cosines, sines and positions are for a rotation within the operator.
+        let none = Value::none();
+        let inputs = [q, k, v, &past.0, &past.1, &lengths.last, &lengths.total, &none, &none, &none, mask];
+        let name = format!("{path}/GroupQueryAttention");
+        let [y, key, value] =
+            self.graph.node_with("GroupQueryAttention", &name, &inputs, [self.element; 3], &attributes);
         present.push((key, value));
         y
     }

@@ -29,7 +29,8 @@ pub fn trace(args: &TraceArgs, out: &Show) -> anyhow::Result<Exit> {
     };
     let trust = keys::policy(&args.trust)?.trust;
     let model_signature = args.trust.signature.clone();
-    let options = TraceOptions { trust, check_store, model_signature, reuse_digests: !args.rehash, ..TraceOptions::default() };
+    let options =
+        TraceOptions { trust, check_store, model_signature, reuse_digests: !args.rehash, ..TraceOptions::default() };
     if let Some(of) = &args.dependents {
         return dependents(of, args.artifact.as_deref().unwrap_or("."), &options, out);
     }

@@ -1,0 +1,111 @@
+//! ONNX: what our graphs compute in ONNX Runtime, against transformers; matrices in blocks, against the bytes of ONNX Runtime's
+//! own quantizer.
+
+use crate::peers::Peers;
+use crate::process::{output, run as run_command};
+use crate::workspace;
+use anyhow::{Context as _, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PROFILES: [&str; 3] = ["std", "portable", "ort"];
+
+/// Small models that are also written in other precisions: an output matrix of its own, a tied one, fused matrices, norms
+/// of heads, norms around and windows.
+const PRECISIONS_OF: &[&str] = &["llama", "llama-tied", "phi3", "qwen3", "gemma3"];
+
+/// The largest difference of a logit, where the same numbers are computed.
+const FLOAT32: &str = "1e-4";
+/// The same for float16, as a part of the largest logit.
+const FLOAT16: &str = "2%";
+
+/// What is asked of blocks.
+struct Blocks {
+    size: u32,
+    kind: &'static str,
+    profile: &'static str,
+}
+
+const BLOCKS: &[Blocks] = &[
+    Blocks { size: 32, kind: "symmetric", profile: "std" },
+    Blocks { size: 16, kind: "asymmetric", profile: "std" },
+    Blocks { size: 64, kind: "symmetric", profile: "ort" },
+];
+
+/// Compares the small models with `only` in their name; returns how many graphs differ.
+pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
+    peers.onnx()?;
+    let work = Work { dir: workspace::root().join("target/parity/onnx"), mlpack };
+    if work.dir.exists() {
+        std::fs::remove_dir_all(&work.dir).with_context(|| format!("cannot remove `{}`", work.dir.display()))?;
+    }
+    output(peers.script("onnx_models.py").arg(work.dir.join("models")))?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(work.dir.join("models")).context("the script writes models")? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    names.retain(|name| name.contains(only));
+    let mut jobs = Vec::new();
+    for name in &names {
+        for profile in PROFILES {
+            let dir = work.convert(name, profile, "fp32", &["--profile", profile])?;
+            jobs.push(work.job(name, &dir.join("onnx/model.onnx"), FLOAT32));
+        }
+    }
+    let mut differing = 0;
+    for name in names.iter().filter(|name| PRECISIONS_OF.contains(&name.as_str())) {
+        for profile in PROFILES {
+            let dir = work.convert(name, &format!("{profile}-fp16"), "fp16", &["--profile", profile])?;
+            jobs.push(work.job(name, &dir.join("onnx/model_fp16.onnx"), FLOAT16));
+        }
+        for Blocks { size, kind, profile } in BLOCKS {
+            let mut options = vec!["--profile", profile];
+            options.extend((*kind == "asymmetric").then_some("--asymmetric"));
+            let text = size.to_string();
+            options.extend(["--block-size", &text]);
+            let dir = work.convert(name, &format!("{profile}-{kind}-{size}"), "int4,int8", &options)?;
+            for (bits, file) in [(4, "onnx/model_q4.onnx"), (8, "onnx/model_int8.onnx")] {
+                let quantized = dir.join(file);
+                jobs.push(format!("{}={bits}:{size}:{kind}", work.job(name, &quantized, FLOAT32)));
+                let mut script = peers.script("onnx_blocks.py");
+                let plain = work.dir.join("std").join(name).join("onnx/model.onnx");
+                script.arg(plain).arg(&quantized).args([bits.to_string().as_str(), &text, kind]);
+                let said = output(&mut script);
+                differing += usize::from(said.is_err());
+                println!(
+                    "{name} int{bits} {kind} {size}: {}",
+                    said.map_or_else(|e| format!("{e:#}"), |s| s.trim().to_owned())
+                );
+            }
+        }
+    }
+    let mut script = peers.script("onnx_logits.py");
+    differing += usize::from(run_command(script.args(&jobs)).is_err());
+    Ok(differing)
+}
+
+struct Work<'a> {
+    dir: PathBuf,
+    mlpack: &'a Path,
+}
+
+impl Work<'_> {
+    fn model(&self, name: &str) -> PathBuf {
+        self.dir.join("models").join(name)
+    }
+
+    /// Converts a small model into a folder of its own.
+    fn convert(&self, name: &str, folder: &str, precisions: &str, options: &[&str]) -> Result<PathBuf> {
+        let dir = self.dir.join(folder).join(name);
+        let mut convert = Command::new(self.mlpack);
+        convert.arg("convert").arg(self.model(name)).args(["--to", "onnx", "--precision", precisions]);
+        output(convert.args(options).arg("-o").arg(&dir))?;
+        Ok(dir)
+    }
+
+    /// What the script is told of a file.
+    fn job(&self, name: &str, file: &Path, tolerance: &str) -> String {
+        format!("{}={}={tolerance}", self.model(name).display(), file.display())
+    }
+}
