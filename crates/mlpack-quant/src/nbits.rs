@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(encoded(of(4, false), NBitsPart::Scales, &row), 0.1f32.to_le_bytes());
         assert_eq!(encoded(of(4, false), NBitsPart::ZeroPoints, &row), [0x80]);
         assert_eq!(encoded(of(4, false), NBitsPart::Codes, &row)[..2], [0xfa, 0x05]);
-        assert_eq!(encoded(of(8, false), NBitsPart::ZeroPoints, &[-1.0, 1.0]), [128]);
+        assert_eq!(encoded(of(8, false), NBitsPart::ZeroPoints, &[-1.0, 1.0]), [127]);
     }
 
     #[test]
