@@ -6,6 +6,7 @@ use crate::cli::ConvertArgs;
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_json, files_table};
 use crate::{inputs, lineage};
+use anyhow::bail;
 use mlpack_convert::{OnnxRequest, Precision, Source, convert_onnx, plan_onnx};
 use mlpack_fs::AtomicDir;
 use mlpack_provenance::{RunSource, Step, StepKind, Store};
@@ -15,6 +16,9 @@ use std::path::Path;
 /// Converts a checkpoint to ONNX graphs, in every precision asked for, in one pass.
 pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     inputs::only_onnx(&args.target, &args.quantizer)?;
+    if args.embed_provenance {
+        bail!("--embed-provenance is for GGUF files as yet\n  expected: --to gguf, or no such option");
+    }
     let request = inputs::onnx(&args.target.onnx)?;
     let adapters = inputs::adapters(&args.source)?;
     let resources = inputs::resources(&args.resources)?;
@@ -37,11 +41,13 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     ));
     let dir = AtomicDir::create(&args.output)?;
     let path = dir.path().to_owned();
+    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
+    lineage::recall(&source, &mut plan.plan, &store);
     let bar = out.progress(source.byte_len());
     let done = convert_onnx(&source, &plan, dir, &resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
-    let dependencies = lineage::dependencies(&source, &plan.plan, &done, &runs, &store)?;
+    lineage::note(&source, &done, &store)?;
+    let dependencies = lineage::dependencies(&source, &plan.plan, &lineage::weights(&done), &runs, Some(&store))?;
     let mut step = Step::new(StepKind::Convert, parameters(args, &request), dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;

@@ -86,6 +86,9 @@ impl<'a> Again<'a> {
         match self.recipe.kind {
             StepKind::Merge => self.merge(dir),
             StepKind::Convert if self.parameter("to") == Some("gguf-lora") => self.convert_lora(dir),
+            StepKind::Convert if self.parameter("to") == Some("onnx") => {
+                bail!("a conversion to ONNX is not made again yet")
+            }
             StepKind::Convert => self.convert(dir),
             StepKind::Quantize => self.quantize(dir),
             StepKind::Train | StepKind::Package => unreachable!("such a step is no recipe"),
