@@ -11,6 +11,7 @@ mod merge;
 mod model;
 mod quantize;
 mod registry;
+mod release;
 
 use crate::peers::Peers;
 use crate::process::output;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["f16", "merge", "convert", "quantize", "chain", "registry", "trace"];
+const PARTS: &[&str] = &["f16", "merge", "convert", "quantize", "chain", "registry", "lineage", "trace"];
 
 struct Options {
     parts: Vec<String>,
@@ -61,7 +62,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     }
     let peers = Peers::locate()?;
     let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
-    if any_but(&["f16", "merge", "convert", "registry", "trace"]) {
+    if any_but(&["f16", "merge", "convert", "registry", "lineage", "trace"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
@@ -86,6 +87,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
             "quantize" => quantize::run(&bench)?,
             "chain" => adapt::to_q4_k_m(&bench)?,
             "registry" => registry::run(&bench)?,
+            "lineage" => release::run(&bench)?,
             "trace" => lineage::run(&bench.mlpack, &bench.dir, bench.runs)?,
             other => unreachable!("`{other}` was refused"),
         };

@@ -55,6 +55,7 @@ other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
                          convert: with an adapter to F16, against PEFT and llama.cpp's converter
                          quantize: a BF16 GGUF to each of several types, against llama-quantize
                          chain: with an adapter to Q4_K_M, against all three
+                         lineage: what it costs a release
                          trace: a graph of 1000 nodes; alone it needs no peers
                          --dir DIR    where inputs and outputs live (default /dev/shm/mlpack-bench)
                          --runs N     runs of each side, alternating (default 3)

@@ -59,7 +59,7 @@ pub use sign::{
     sign_chain, sign_model,
 };
 pub use statement::{PREDICATE_TYPE, STATEMENT_TYPE, Statement};
-pub use step::{Artifact, BUILDER, Dependency, Identity, RUN_MEDIA_TYPE, Role, Step, StepKind, UNKNOWN_RUN};
+pub use step::{Artifact, BUILDER, Dependency, Identity, RUN_MEDIA_TYPE, Role, Step, StepKind, TENSORS, UNKNOWN_RUN};
 pub use store::{Store, sidecar_path, signatures_of};
 pub use trace::{
     CheckStore, Dependent, Graph, GraphNode, Image, Ingredient, Layer, Line, Node, NodeKind, Recipe, State, Trace,

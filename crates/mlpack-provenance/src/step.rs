@@ -14,6 +14,8 @@ pub const BUILDER: &str = "urn:mlpack:builder";
 pub const RUN_MEDIA_TYPE: &str = "application/vnd.mlpack.run.v1+json";
 /// `uri` of the training run that nobody knows.
 pub const UNKNOWN_RUN: &str = "urn:mlpack:run:unknown";
+/// The annotation with what the tensors of a file are known by ([`tensors_digest`](crate::tensors_digest)).
+pub const TENSORS: &str = "tensors";
 /// The version that statements and records name: the workspace's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Longest name of a subject or dependency, in bytes.

@@ -4,7 +4,8 @@ use super::walk::{Judged, judge};
 use super::{State, TraceOptions};
 use crate::claims::Claims;
 use crate::object::Object;
-use crate::{Error, StepKind};
+use crate::statement::Descriptor;
+use crate::{Error, StepKind, TENSORS};
 use mlpack_fs::Sha256;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -29,14 +30,18 @@ pub struct Dependent {
 }
 
 /// What the statements and run records in and near `folder` say was made from the bytes with that digest: a base, an
-/// adapter, a dataset, any file. Nearest first, each artifact once for each statement.
+/// adapter, a dataset, any file; or the tensors of one. Nearest first, each artifact once for each statement.
 pub fn dependents(of: Sha256, folder: &Path, options: &TraceOptions) -> Result<Vec<Dependent>, Error> {
     let mut claims = Claims::default();
     claims.look_in(folder)?;
     let mut readers: BTreeMap<Sha256, Vec<Object>> = BTreeMap::new();
     for object in claims.all() {
         let inputs: BTreeSet<Sha256> = match &object {
-            Object::Statement(s) => s.build.iter().flat_map(|b| &b.dependencies).filter_map(|d| d.sha256).collect(),
+            Object::Statement(s) => {
+                let dependencies = s.build.iter().flat_map(|build| &build.dependencies);
+                let tensors = |d: &Descriptor| d.annotation(TENSORS).and_then(|hex| hex.parse().ok());
+                dependencies.flat_map(|d| [d.sha256, tensors(d)]).flatten().collect()
+            }
             Object::Run(record, _) => {
                 let datasets = record.datasets.iter().filter_map(|d| d.sha256.as_deref());
                 let evidence = record.evidence.iter().map(|e| e.sha256.as_str());

@@ -15,8 +15,8 @@ use mlpack_oci::{
     Layout, MappedTensor, ModelConfig, ModelFormat, Modelfile, Package, Packed, PublishRequest, TensorMap,
 };
 use mlpack_provenance::{
-    Artifact as Made, Bundle, Dependency, Identity, PrivateKey, Role, Statement, Step, StepKind, Store, sidecar_path,
-    signatures_of,
+    Artifact as Made, Bundle, Dependency, Identity, PrivateKey, Role, Statement, Step, StepKind, Store, TENSORS,
+    TensorContent, sidecar_path, signatures_of, tensors_digest,
 };
 use mlpack_registry::{Document, PushRequest, Wanted};
 use mlpack_tensor::{MetaValue, Metadata};
@@ -208,7 +208,12 @@ pub fn publish_into(
         Place::Layout { dir, .. } => dir.parent().unwrap_or(Path::new("")).to_owned(),
         Place::Registry { .. } => paths.first().and_then(|p| p.parent()).unwrap_or(Path::new("")).to_owned(),
     };
-    let step = package_step(&packed, target);
+    let tensors: BTreeMap<&Path, Sha256> = artifacts
+        .iter()
+        .filter_map(|artifact| Some((artifact.path.as_path(), tensors(artifact).transpose()?)))
+        .map(|(path, digest)| digest.map(|digest| (path, digest)))
+        .collect::<anyhow::Result<_>>()?;
+    let step = package_step(&packed, &tensors, target);
     let statement = step.statement()?;
     let signature = how.key.as_ref().map(|key| Bundle::sign(statement.bytes(), key));
     if let Some(signature) = &signature {
@@ -389,8 +394,25 @@ fn attached(bundle: &Bundle, statement: &Statement) -> AttachedBundle {
     AttachedBundle { predicate_type: statement.predicate_type().to_owned(), bytes: bundle.bytes().to_vec() }
 }
 
-/// What was packed into which manifests.
-fn package_step(packed: &Packed, target: &Place) -> Step {
+/// What the tensors of a GGUF are known by, whatever else its file says; its tensor map has hashed each of them.
+fn tensors(artifact: &Artifact) -> anyhow::Result<Option<Sha256>> {
+    let Some(map) = &artifact.details.tensor_map else { return Ok(None) };
+    let map = TensorMap::parse(map)?;
+    let digests: BTreeMap<&str, Sha256> = map.tensors.iter().map(|t| (t.name.as_str(), t.sha256)).collect();
+    let gguf = GgufFile::open(&artifact.path)?;
+    let content = gguf.tensors().iter().filter_map(|tensor| {
+        Some(TensorContent {
+            name: tensor.name.clone(),
+            stored: tensor.ty.name().to_owned(),
+            shape: tensor.shape.dims().to_vec(),
+            sha256: *digests.get(tensor.name.as_str())?,
+        })
+    });
+    Ok(Some(tensors_digest(&content.collect::<Vec<_>>())))
+}
+
+/// What was packed into which manifests. `tensors` are the identities of the tensors of files.
+fn package_step(packed: &Packed, tensors: &BTreeMap<&Path, Sha256>, target: &Place) -> Step {
     let files: BTreeMap<Sha256, &Path> =
         packed.package.blobs().filter_map(|blob| Some((*blob.digest(), blob.file()?))).collect();
     let mut dependencies = Vec::new();
@@ -401,7 +423,10 @@ fn package_step(packed: &Packed, target: &Place) -> Step {
             let digest =
                 layer.get("digest").and_then(Value::as_str).and_then(|d| d.strip_prefix("sha256:")?.parse().ok());
             if let Some((digest, path)) = digest.and_then(|digest| Some((digest, files.get(&digest)?))) {
-                let dependency = Dependency::file(Role::Artifact, path, digest);
+                let mut dependency = Dependency::file(Role::Artifact, path, digest);
+                if let Some(tensors) = tensors.get(*path) {
+                    dependency = dependency.annotate(TENSORS, tensors.to_string());
+                }
                 if !dependencies.contains(&dependency) {
                     dependencies.push(dependency);
                 }
