@@ -51,7 +51,7 @@ pub struct Done {
     pub inputs: Vec<SealedFile>,
     /// How far each tensor of each output is from its source, in the plan's order, where the plan has limits.
     pub fidelity: Vec<Vec<TensorError>>,
-    /// How much each target of the overlay changed; empty without adapters.
+    /// How much each target of the overlay changed, where the plan asks for it.
     pub changes: Vec<TensorChange>,
     /// Bytes of the outputs that an interrupted run had left.
     pub kept: u64,
@@ -101,11 +101,12 @@ pub(crate) fn execute_from(
     let hashers = hashers(source, plan, resources.rehash);
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
-    let tally = source.overlay().map(ChangeTally::new).unwrap_or_default();
-    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: &tally, resume };
+    let tally = source.overlay().filter(|_| plan.measures_changes).map(ChangeTally::new);
+    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: tally.as_ref(), resume };
     run(&work, &hashers, &slabs, workers, progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
-    seal(source, files, hashers, fidelity, tally.finish(), resume)
+    let changes = tally.map(|tally| tally.finish()).unwrap_or_default();
+    seal(source, files, hashers, fidelity, changes, resume)
 }
 
 /// The error of every tensor, if all of them are within the plan's limits.

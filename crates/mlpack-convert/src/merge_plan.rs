@@ -17,7 +17,7 @@ pub struct MergeRequest {
     /// The most bytes of data in a file; without it, files are the base's.
     pub max_shard_size: Option<u64>,
     /// Whether [`Done::changes`] are asked for: then an interrupted merge keeps what it wrote, but computes it again.
-    pub measure: bool,
+    pub measures_changes: bool,
 }
 
 /// A merged checkpoint before it is written.
@@ -37,7 +37,8 @@ pub fn plan_merge(source: &Source, request: &MergeRequest) -> Result<MergePlan, 
     let Some(checkpoint) = source.checkpoint().filter(|_| !source.adapters().is_empty()) else {
         return Err(Error::NoAdapter);
     };
-    let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
+    let (warnings, measures_changes) = (source.warnings.clone(), request.measures_changes);
+    let mut plan = Plan { warnings, measures_changes, ..Plan::default() };
     let tensors: Vec<NewTensor> = source.tensors().iter().map(new_tensor).collect();
     let names = file_names(source, &tensors, request);
     let mut files: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -126,12 +127,11 @@ fn unchanged<'a>(
 pub fn merge(
     source: &Source,
     plan: &MergePlan,
-    request: &MergeRequest,
     out: AtomicDir,
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    let resume = Resume::open(source, plan, request, &out)?;
+    let resume = Resume::open(source, plan, &out)?;
     let mut done = execute_from(source, &plan.plan, out.contents(), resources, Some(&resume), progress)?;
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);

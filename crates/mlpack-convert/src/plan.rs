@@ -37,6 +37,8 @@ pub struct Plan {
     pub limits: Limits,
     /// Digests of the source's files that need not be hashed again.
     pub known: BTreeMap<PathBuf, Sha256>,
+    /// Whether [`crate::Done::changes`] are asked for: measuring them takes time.
+    pub measures_changes: bool,
 }
 
 /// One file to write.

@@ -4,7 +4,7 @@
 //! this work is decided by a digest of everything that the values depend on; whether the bytes still are what the journal
 //! says, by hashing them again. Slabs that lie in what is right are not merged again.
 
-use crate::{Error, MergePlan, MergeRequest, Source};
+use crate::{Error, MergePlan, Source};
 use mlpack_fs::{AtomicDir, AtomicFile, Journal, Sha256, hash_file};
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -18,32 +18,21 @@ const LEAST: u64 = 64 << 10;
 /// What an interrupted run left, and what the next one will find.
 pub(crate) struct Resume {
     journal: Journal,
-    measures: bool,
     /// For each output how many bytes have to be written before the next note.
     next: Vec<Mutex<u64>>,
 }
 
 impl Resume {
     /// Looks for what an interrupted run of the same merge left in a directory. What another one left is removed.
-    pub(crate) fn open(
-        source: &Source,
-        plan: &MergePlan,
-        request: &MergeRequest,
-        dir: &AtomicDir,
-    ) -> Result<Resume, Error> {
+    pub(crate) fn open(source: &Source, plan: &MergePlan, dir: &AtomicDir) -> Result<Resume, Error> {
         let journal = Journal::open(dir, &identity(source, plan)?)?;
         let next = plan.plan.outputs.iter().map(|_| Mutex::new(0)).collect();
-        Ok(Resume { journal, measures: request.measure, next })
+        Ok(Resume { journal, next })
     }
 
     /// Prefixes of an output that were noted.
     pub(crate) fn found(&self, output: usize) -> &[(u64, Sha256)] {
         self.journal.found(output)
-    }
-
-    /// Whether changes are measured: then slabs that were kept are computed, too.
-    pub(crate) fn measures(&self) -> bool {
-        self.measures
     }
 
     /// Notes how far an output is written, if that is further enough than the last time.

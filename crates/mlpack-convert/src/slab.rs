@@ -48,7 +48,8 @@ pub(crate) struct Work<'a> {
     pub plan: &'a Plan,
     pub files: &'a [AtomicFile],
     pub fidelity: Option<&'a Fidelity>,
-    pub tally: &'a ChangeTally,
+    /// How much the adapters change, where that is asked for.
+    pub tally: Option<&'a ChangeTally>,
     /// What an interrupted run left, where that is looked for.
     pub resume: Option<&'a Resume>,
 }
@@ -77,7 +78,7 @@ impl Work<'_> {
             }
             Input::Tensors(gather) => {
                 let Scratch { room, floats, encoding } = scratch;
-                let reader = Reader::new(self.source, gather, step.row_len, true, Some(self.tally));
+                let reader = Reader::new(self.source, gather, step.row_len, true, self.tally);
                 let bytes = reader.read(&slab.rows, room)?;
                 self.write_tensor(slab, &reader, bytes, floats, encoding)
             }
@@ -226,7 +227,7 @@ impl Work<'_> {
     fn is_kept(&self, slab: &Slab) -> bool {
         let step = &self.plan.steps[slab.step];
         let kept = |i| self.offset(step, i, slab.rows.end) <= self.files[step.targets[i].output].kept();
-        self.resume.is_some_and(|resume| !resume.measures()) && (0..step.targets.len()).all(kept)
+        self.resume.is_some() && !self.plan.measures_changes && (0..step.targets.len()).all(kept)
     }
 
     /// Where a row of a target begins in its file.

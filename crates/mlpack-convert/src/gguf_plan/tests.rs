@@ -242,7 +242,7 @@ fn deltas_are_added_before_the_transforms() {
         let source = Source::open(&base, &adapters, &Default::default()).unwrap();
         let plan = crate::plan_merge(&source, &Default::default()).unwrap();
         let out = mlpack_fs::AtomicDir::create(&merged).unwrap();
-        crate::merge(&source, &plan, &Default::default(), out, &Resources::default(), &|_| {}).unwrap();
+        crate::merge(&source, &plan, out, &Resources::default(), &|_| {}).unwrap();
         let plain = tensor_bytes(&base, &[], &Resources::default());
         let expected = tensor_bytes(&merged, &[], &Resources::default());
         assert_ne!(plain, expected, "{name}: the adapter changes something");

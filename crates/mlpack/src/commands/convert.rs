@@ -34,6 +34,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let name = inputs::output_name(&args.target, &args.source, &adapters)?;
     let families = inputs::families(&args.target.arch_file)?;
     let mut quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
+    quantizer.measures_changes = args.source.merging.report.is_some();
     quantizer.embed = args.embed_provenance;
     quantizer.parameters.extend(inputs::merging_parameters(&args.source.merging));
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
@@ -109,6 +110,8 @@ pub fn convert_lora_into(
 pub struct Quantizer {
     pub options: QuantizeOptions,
     pub limits: Limits,
+    /// Whether it is to be told how much the adapters change.
+    pub measures_changes: bool,
     pub parameters: Map<String, Value>,
     /// Whether the files say what they are made from.
     pub embed: bool,
@@ -121,6 +124,7 @@ impl Quantizer {
         Ok(Quantizer {
             options: inputs::quantize_options(args, &requantizer, folder)?,
             limits: inputs::limits(args),
+            measures_changes: false,
             parameters: inputs::parameters(args, &requantizer, folder)?,
             embed: false,
         })
@@ -148,6 +152,7 @@ pub fn convert_into(
     described.settle(source, &mut plan);
     plan.described_by.extend_from_slice(families.files());
     plan.limits = quantizer.limits;
+    plan.measures_changes = quantizer.measures_changes;
     out.warnings(&plan.warnings);
     let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();
     out.step(&format!(

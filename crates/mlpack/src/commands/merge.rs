@@ -17,7 +17,7 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let resources = inputs::resources(&args.resources)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let max_shard_size = args.max_shard_size.as_deref().map(inputs::size).transpose()?;
-    let request = MergeRequest { max_shard_size, measure: args.source.merging.report.is_some() };
+    let request = MergeRequest { max_shard_size, measures_changes: args.source.merging.report.is_some() };
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let parameters = merge_parameters(&args.source.merging, max_shard_size);
@@ -67,7 +67,7 @@ pub fn merge_into(
         path.display()
     ));
     let bar = out.progress(plan.byte_len());
-    let done = mlpack_convert::merge(source, &merge_plan, request, dir, resources, &|n| bar.inc(n))?;
+    let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     lineage::note(source, &done, &store)?;
     let dependencies = lineage::dependencies(source, plan, &lineage::weights(&done), runs, Some(&store))?;

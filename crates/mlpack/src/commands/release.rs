@@ -48,7 +48,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         let path = dir.join(output);
         let ours = mlpack_provenance::sidecar_path(&path).is_file();
         let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
-        let request = MergeRequest { max_shard_size, measure: false };
+        let request = MergeRequest { max_shard_size, measures_changes: false };
         let parameters = merge_parameters(&merging, max_shard_size);
         merge_into(&source, &request, parameters, &runs, merged, &resources, out)?;
     }

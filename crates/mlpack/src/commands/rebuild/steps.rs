@@ -100,7 +100,7 @@ impl<'a> Again<'a> {
         let outputs = &self.recipe.outputs;
         let name = outputs.iter().map(|(name, _)| name.as_str()).find(|name| !name.contains('/')).unwrap_or("merged");
         check_name(name)?;
-        let request = MergeRequest { max_shard_size: self.number("max_shard_size"), measure: false };
+        let request = MergeRequest { max_shard_size: self.number("max_shard_size"), measures_changes: false };
         let parameters = self.recipe.parameters.clone();
         let target = AtomicDir::create(&dir.join(name))?;
         merge_into(&source, &request, parameters, &self.runs()?, target, self.resources, self.out)?;
