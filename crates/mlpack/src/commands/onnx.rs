@@ -30,6 +30,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let model = described.open(&source, &families)?;
     let mut plan = plan_onnx(&source, &model, &request)?;
     plan.plan.limits = inputs::limits(&args.quantizer);
+    plan.plan.measures_changes = args.source.merging.report.is_some();
     out.warnings(&plan.plan.warnings);
     let names: Vec<&str> = request.precisions.iter().map(|p| p.name()).collect();
     out.step(&format!(
