@@ -140,7 +140,10 @@ fn relay(
         }
         Act::AnswerAtOnce(status, headers) => {
             log.lock().unwrap().push(seen);
-            return answer(&mut client, *status, headers, b"", 0);
+            answer(&mut client, *status, headers, b"", 0)?;
+            // A connection that is closed with bytes unread is reset, and the answer with it may never be seen.
+            client.shutdown(Shutdown::Write)?;
+            return io::copy(&mut (&client).take(len), &mut io::sink()).map(drop);
         }
         _ => {}
     }
