@@ -97,3 +97,81 @@ fn a_model_without_a_description_and_weights_that_do_not_fit_are_refused() {
     insta::assert_snapshot!("onnx-activation", change("hidden_act", "swish7".into()));
     insta::assert_snapshot!("onnx-no-description", change("architectures", serde_json::json!(["PhiForCausalLM"])));
 }
+
+/// A BERT of one layer with numbers that are easy to make again, as a sentence embedder.
+fn small_bert(dir: &TestDir, class: &str) {
+    let model = dir.path("bert");
+    std::fs::create_dir_all(model.join("1_Pooling")).unwrap();
+    let config = serde_json::json!({
+        "architectures": [class], "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 40, "max_position_embeddings": 16,
+    });
+    let kind = |name: &str| format!("sentence_transformers.models.{name}");
+    let modules = serde_json::json!([
+        {"idx": 0, "path": "", "type": kind("Transformer")},
+        {"idx": 1, "path": "1_Pooling", "type": kind("Pooling")},
+        {"idx": 2, "path": "2_Normalize", "type": kind("Normalize")},
+    ]);
+    let pooling = serde_json::json!({"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false});
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(model.join("modules.json"), modules.to_string()).unwrap();
+    std::fs::write(model.join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    let layer = "encoder.layer.0";
+    let linear = |name: String, rows: u64, columns: u64| {
+        vec![(format!("{name}.weight"), vec![rows, columns]), (format!("{name}.bias"), vec![rows])]
+    };
+    let norm = |name: String| vec![(format!("{name}.gamma"), vec![32]), (format!("{name}.beta"), vec![32])];
+    let mut tensors = vec![
+        ("embeddings.word_embeddings.weight".to_owned(), vec![40, 32]),
+        ("embeddings.position_embeddings.weight".to_owned(), vec![16, 32]),
+        ("embeddings.token_type_embeddings.weight".to_owned(), vec![2, 32]),
+    ];
+    tensors.extend(norm("embeddings.LayerNorm".to_owned()));
+    for part in ["query", "key", "value"] {
+        tensors.extend(linear(format!("{layer}.attention.self.{part}"), 32, 32));
+    }
+    tensors.extend(linear(format!("{layer}.attention.output.dense"), 32, 32));
+    tensors.extend(norm(format!("{layer}.attention.output.LayerNorm")));
+    tensors.extend(linear(format!("{layer}.intermediate.dense"), 48, 32));
+    tensors.extend(linear(format!("{layer}.output.dense"), 32, 48));
+    tensors.extend(norm(format!("{layer}.output.LayerNorm")));
+    tensors.extend(linear("pooler.dense".to_owned(), 32, 32));
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in tensors {
+        let start = data.len();
+        let count: u64 = shape.iter().product();
+        data.extend((0..count).flat_map(|i| (((i * 37 + start as u64) % 101) as f32 / 101.0 - 0.5).to_le_bytes()));
+        header.insert(name, serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+    }
+    let header = Value::Object(header).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn a_sentence_embedder_gives_the_recorded_bytes_and_says_what_is_left_out() {
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    let done = mlpack(&dir).args(["convert", "bert", "--to", "onnx", "--precision", "fp32,int8", "-o", "out"]).json();
+    assert_eq!(done["task"], "feature-extraction");
+    let left: Vec<&str> = done["dropped"].as_array().unwrap().iter().map(|d| d["tensor"].as_str().unwrap()).collect();
+    assert_eq!(left, ["pooler.dense.bias", "pooler.dense.weight"]);
+    let graph = std::fs::read(dir.path("out/onnx/model.onnx")).unwrap();
+    let has = |name: &str| graph.windows(name.len()).any(|part| part == name.as_bytes());
+    assert!(has("sentence_embedding") && has("last_hidden_state") && has("token_type_ids"));
+    insta::assert_snapshot!(files(&done).join("\n"));
+}
+
+#[test]
+fn encoders_that_are_not_described_are_refused() {
+    let dir = TestDir::new();
+    small_bert(&dir, "BertForMultipleChoice");
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32", "-o", "out"];
+    insta::assert_snapshot!("onnx-encoder-class", refused(&dir, &args, 3));
+    small_bert(&dir, "BertForQuestionAnswering");
+    insta::assert_snapshot!("onnx-encoder-weights", refused(&dir, &args, 3));
+    small_bert(&dir, "BertModel");
+    let dense = r#"[{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
+    std::fs::write(dir.path("bert/modules.json"), dense).unwrap();
+    insta::assert_snapshot!("onnx-encoder-dense", refused(&dir, &args, 3));
+}

@@ -100,6 +100,18 @@ impl Config {
         &self.warnings
     }
 
+    /// The same with values for fields that are missing or null.
+    pub(crate) fn with_defaults(mut self, defaults: &Map<String, Value>) -> Config {
+        if let Value::Object(value) = &mut self.value {
+            for (field, default) in defaults {
+                if value.get(field).is_none_or(Value::is_null) {
+                    value.insert(field.clone(), default.clone());
+                }
+            }
+        }
+        self
+    }
+
     /// The first of `architectures`.
     ///
     /// # Errors

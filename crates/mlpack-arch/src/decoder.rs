@@ -254,7 +254,7 @@ impl Reader<'_> {
             epsilon: self.number(&entry.epsilon)? as f32,
             placement: entry.placement,
             mlp: entry.mlp,
-            activation: self.activation()?,
+            activation: activation(self.config, &entry.activation)?,
             fused_attention: entry.fused_attention,
             qk_norm: entry.qk_norm,
             attention_scale,
@@ -346,22 +346,6 @@ impl Reader<'_> {
         }
     }
 
-    fn activation(&self) -> Result<Activation, Error> {
-        const KNOWN: &str = "`silu`, `gelu`, `gelu_pytorch_tanh` or `relu`";
-        let field = self.entry.activation.as_str();
-        match self.config.field(field) {
-            Some(Value::String(name)) => match name.as_str() {
-                "silu" | "swish" => Ok(Activation::Silu),
-                "gelu" => Ok(Activation::Gelu),
-                "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-                "relu" => Ok(Activation::Relu),
-                _ => Err(self.wrong(field, KNOWN)),
-            },
-            Some(_) => Err(self.wrong(field, KNOWN)),
-            None => Err(self.config.missing(&[field])),
-        }
-    }
-
     fn scale(&self, scale: &Scale) -> Result<f64, Error> {
         Ok(match scale {
             Scale::Field(field) => self.number(field)?,
@@ -399,5 +383,37 @@ impl Reader<'_> {
 
     fn wrong(&self, field: &str, expected: &'static str) -> Error {
         self.config.wrong(field, expected, self.config.field(field).unwrap_or(&Value::Null))
+    }
+}
+
+/// The nonlinearity that a field names.
+pub(crate) fn activation(config: &Config, field: &str) -> Result<Activation, Error> {
+    match config.field(field) {
+        None => Err(config.missing(&[field])),
+        Some(value) => match value.as_str() {
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("relu") => Ok(Activation::Relu),
+            _ => Err(config.wrong(field, "`silu`, `gelu`, `gelu_pytorch_tanh` or `relu`", value)),
+        },
+    }
+}
+
+/// Whether each layer has a window, where `layer_types` says it.
+pub(crate) fn layer_kinds(config: &Config, count: u64) -> Result<Option<Vec<bool>>, Error> {
+    let wrong =
+        |value: &Value| config.wrong("layer_types", "`full_attention` or `sliding_attention` for each layer", value);
+    match config.field("layer_types") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            let list = value.as_array().filter(|list| list.len() as u64 == count).ok_or_else(|| wrong(value))?;
+            let sliding = |kind: &Value| match kind.as_str() {
+                Some("full_attention") => Ok(false),
+                Some("sliding_attention") => Ok(true),
+                _ => Err(wrong(kind)),
+            };
+            list.iter().map(sliding).collect::<Result<_, _>>().map(Some)
+        }
     }
 }

@@ -28,6 +28,7 @@
 
 mod config;
 mod decoder;
+mod encoder;
 mod error;
 mod extra;
 mod family;
@@ -43,6 +44,9 @@ mod yaml;
 
 pub use config::Config;
 pub use decoder::{Activation, Decoder, Layer, LongRope, Mlp, Norm, Placement, QkNorm, Rope};
+pub use encoder::{
+    Encoder, Head, HeadActivation, NormPlacement, Pooling, PoolingMode, Positions, Task, TensorNames, TokenTypes,
+};
 pub use error::Error;
 pub use extra::ExtraTensor;
 pub use family::{Families, Family, ValueChange};

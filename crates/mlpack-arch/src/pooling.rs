@@ -41,7 +41,7 @@ pub(crate) fn append(metadata: &mut Metadata, model: &Model, files: &mut Vec<Pat
 }
 
 /// The config of the first pooling module.
-fn pooling_config(dir: &Path, files: &mut Vec<PathBuf>) -> Result<Option<PathBuf>, Error> {
+pub(crate) fn pooling_config(dir: &Path, files: &mut Vec<PathBuf>) -> Result<Option<PathBuf>, Error> {
     let path = dir.join("modules.json");
     if !path.is_file() {
         return Ok(None);

@@ -62,7 +62,7 @@ pub use lora_plan::{LoraRequest, plan_lora};
 pub use merge_plan::{MergePlan, MergeRequest, merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
-pub use onnx_plan::{BlockOptions, OnnxPlan, OnnxRequest, Precision, convert_onnx, plan_onnx};
+pub use onnx_plan::{BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, convert_onnx, plan_onnx};
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
 pub use plan::{Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
 pub use quantize_plan::{QuantizeRequest, Split, plan_quantize};

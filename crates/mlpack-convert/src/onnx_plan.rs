@@ -3,17 +3,19 @@
 use crate::carry::Carried;
 use crate::{
     Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target,
-    execute,
+    execute, open_model,
 };
-use mlpack_arch::{Decoder, Model, Packing, TensorRole, ValueChange, View};
+use mlpack_arch::{Decoder, Encoder, Families, Model, Packing, TensorRole, ValueChange, View};
 use mlpack_fs::AtomicDir;
 use mlpack_onnx::{
-    Blocks, DataFile, DecoderRequest, Element, Form, Graph, Profile, Quantization, WeightProblem, Weights,
-    build_decoder,
+    Blocks, DataFile, Element, Form, Graph, GraphRequest, Profile, Quantization, WeightProblem, Weights, build_decoder,
+    build_encoder,
 };
 use mlpack_quant::{NBits, NBitsPart};
+use mlpack_safetensors::Checkpoint;
 use mlpack_tensor::{Dtype, GgmlType, Shape, nearest};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// How the numbers of a graph are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,24 +119,63 @@ pub struct OnnxPlan {
     pub carried: Vec<Carried>,
 }
 
+/// What a graph computes.
+#[derive(Clone, Debug)]
+pub enum Computation {
+    /// The next token, with a cache.
+    Decoder(Box<Model>, Box<Decoder>),
+    /// The vectors of a text.
+    Encoder(Box<Encoder>),
+}
+
+impl Computation {
+    /// What the model of a checkpoint computes. `described` is the directory to read its description in, where that is
+    /// not its own.
+    ///
+    /// # Errors
+    /// When the config is wrong, or describes a computation that is not known.
+    pub fn open(source: &Source, described: Option<&Path>, families: &Families) -> Result<Computation, Error> {
+        let dir = described.or(source.checkpoint().map(Checkpoint::dir)).unwrap_or(Path::new(""));
+        if let Some(encoder) = Encoder::open(dir)? {
+            return Ok(Computation::Encoder(Box::new(encoder)));
+        }
+        let model = open_model(source, described, families)?;
+        let decoder = model.decoder()?;
+        Ok(Computation::Decoder(Box::new(model), Box::new(decoder)))
+    }
+
+    /// What it is for, as transformers' pipelines call it.
+    pub fn task(&self) -> &'static str {
+        match self {
+            Computation::Decoder(..) => "text-generation",
+            Computation::Encoder(encoder) => encoder.task.name(),
+        }
+    }
+}
+
 /// Plans a graph and its weights for each precision.
 ///
 /// # Errors
-/// When the architecture has no description of its computation, and with every tensor that does not fit the graph.
-pub fn plan_onnx(source: &Source, model: &Model, request: &OnnxRequest) -> Result<OnnxPlan, Error> {
+/// With every tensor that does not fit the graph.
+pub fn plan_onnx(source: &Source, computation: &Computation, request: &OnnxRequest) -> Result<OnnxPlan, Error> {
     for (i, precision) in request.precisions.iter().enumerate() {
         if request.precisions[..i].contains(precision) {
             return Err(Error::RepeatedPrecision { name: precision.name() });
         }
     }
-    let decoder = model.decoder()?;
     let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
-    plan.warnings.extend(model.config().warnings().iter().cloned());
-    let roles = roles(source, model, &mut plan)?;
+    let roles = match computation {
+        Computation::Decoder(model, _) => {
+            plan.warnings.extend(model.config().warnings().iter().cloned());
+            decoder_roles(source, model, &mut plan)?
+        }
+        Computation::Encoder(encoder) => encoder_roles(source, encoder, &mut plan)?,
+    };
+    let dir = source.checkpoint().map_or(Path::new(""), Checkpoint::dir);
     let mut steps = Steps { source, roles: &roles, places: BTreeMap::new() };
     for &precision in &request.precisions {
-        let graph = graph(&decoder, &roles, source, precision, request)
-            .map_err(|error| Error::Onnx { dir: model.dir().to_owned(), source: named(error, source, &roles) })?;
+        let graph = graph(computation, &roles, source, precision, request)
+            .map_err(|error| Error::Onnx { dir: dir.to_owned(), source: named(error, source, &roles) })?;
         let data = DataFile::new(graph.weights());
         let stem = format!("onnx/model{}.onnx", precision.suffix());
         let location = format!("model{}.onnx_data", precision.suffix());
@@ -176,8 +217,28 @@ struct Role {
     values: ValueChange,
 }
 
+/// The source's tensors by the names that the encoder's description gives them.
+fn encoder_roles(source: &Source, encoder: &Encoder, plan: &mut Plan) -> Result<BTreeMap<String, Role>, Error> {
+    let mut roles = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (position, tensor) in source.tensors().iter().enumerate() {
+        let Some(name) = encoder.tensor_name(&tensor.name) else {
+            plan.dropped.push((tensor.name.clone(), "the outputs do without it"));
+            continue;
+        };
+        if !tensor.stored.dtype().is_some_and(Dtype::is_float) {
+            let (tensor, stored, shape) = (tensor.name.clone(), tensor.stored, tensor.shape.clone());
+            problems.push(Error::TensorDtype { tensor, stored, shape });
+            continue;
+        }
+        roles.insert(name, Role { position, values: ValueChange::None });
+    }
+    Error::from_list(problems)?;
+    Ok(roles)
+}
+
 /// The source's tensors by role.
-fn roles(source: &Source, model: &Model, plan: &mut Plan) -> Result<BTreeMap<String, Role>, Error> {
+fn decoder_roles(source: &Source, model: &Model, plan: &mut Plan) -> Result<BTreeMap<String, Role>, Error> {
     let mut roles = BTreeMap::new();
     let mut problems = Vec::new();
     let refused = |tensor: &str, what| Error::OnnxTensor { tensor: tensor.to_owned(), what };
@@ -210,7 +271,7 @@ fn roles(source: &Source, model: &Model, plan: &mut Plan) -> Result<BTreeMap<Str
 }
 
 fn graph(
-    decoder: &Decoder,
+    computation: &Computation,
     roles: &BTreeMap<String, Role>,
     source: &Source,
     precision: Precision,
@@ -229,7 +290,11 @@ fn graph(
         accuracy_level: options.accuracy_level.into(),
     });
     let element = precision.element();
-    build_decoder(decoder, Weights::new(weights), &DecoderRequest { profile: request.profile, element, quantization })
+    let request = GraphRequest { profile: request.profile, element, quantization };
+    match computation {
+        Computation::Decoder(_, decoder) => build_decoder(decoder, Weights::new(weights), &request),
+        Computation::Encoder(encoder) => build_encoder(encoder, Weights::new(weights), &request),
+    }
 }
 
 /// How a weight is stored where activations have the type `element`.

@@ -12,53 +12,19 @@ mod layers;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::graph::{Attribute, Blocks, Dim, Form, Graph, Profile, Value};
+use crate::graph::{Dim, Form, Graph, Profile, Value};
+use crate::recipe::{GraphRequest, Recipe};
 use crate::weights::Weights;
 use mlpack_arch::{Decoder, Placement};
-
-/// How a decoder is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecoderRequest {
-    /// The operators.
-    pub profile: Profile,
-    /// The type of activations, caches and logits, and of weights that are not quantized.
-    pub element: Element,
-    /// How matrices are quantized.
-    pub quantization: Option<Quantization>,
-}
-
-/// How matrices are quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quantization {
-    /// The blocks of a row.
-    pub blocks: Blocks,
-    /// The `accuracy_level` of MatMulNBits: 0 is the runtime's choice, 4 allows it to quantize activations too.
-    pub accuracy_level: i64,
-}
 
 /// Builds the graph of a decoder.
 ///
 /// # Errors
 /// [`Error::Weights`] with every tensor that is missing, left over or of another shape.
-pub fn build_decoder(decoder: &Decoder, weights: Weights, request: &DecoderRequest) -> Result<Graph, Error> {
-    let graph = Graph::new(request.profile);
-    let quantization = request.quantization;
-    if quantization.is_some() && request.profile == Profile::Portable {
-        return Err(Error::Opset { profile: request.profile, what: "matrices of 4 or 8 bits", needed: 21 });
-    }
-    let mut recipe = Recipe { decoder, element: request.element, quantization, graph, weights };
-    recipe.model();
-    recipe.weights.finish()?;
-    Ok(recipe.graph)
-}
-
-/// A graph on its way, with what it is made from.
-struct Recipe<'a> {
-    decoder: &'a Decoder,
-    element: Element,
-    quantization: Option<Quantization>,
-    graph: Graph,
-    weights: Weights,
+pub fn build_decoder(decoder: &Decoder, weights: Weights, request: &GraphRequest) -> Result<Graph, Error> {
+    let mut recipe = Recipe::new(decoder, weights, request)?;
+    recipe.graph();
+    recipe.finish()
 }
 
 /// The inputs, and what all layers share.
@@ -82,9 +48,9 @@ struct Lengths {
     total: Value,
 }
 
-impl Recipe<'_> {
-    fn model(&mut self) {
-        let d = self.decoder;
+impl Recipe<&Decoder> {
+    fn graph(&mut self) {
+        let d = self.model;
         let ids = self.graph.input("input_ids", Element::I64, &["batch_size".into(), "sequence_length".into()]);
         let attended =
             self.graph.input("attention_mask", Element::I64, &["batch_size".into(), "total_sequence_length".into()]);
@@ -120,34 +86,15 @@ impl Recipe<'_> {
 
     /// The rows of the tokens.
     fn embedding(&mut self, ids: &Value) -> Value {
-        let (role, shape) = ("token_embd.weight", [self.decoder.vocabulary, self.decoder.hidden]);
+        let (role, shape) = ("token_embd.weight", [self.model.vocabulary, self.model.hidden]);
         self.weights.take(role, &shape);
-        let Some(blocks) = self.embedding_blocks() else {
-            let table = self.table();
-            return self.graph.node("Gather", "/model/embed_tokens/Gather", &[&table, ids], self.element, &[]);
-        };
-        let [codes, scales, zero_points] = self.blocks(TABLE, role, shape, blocks);
-        let codes = self.reshape("/model/embed_tokens/Reshape", &codes, &[shape[0] as i64, -1]);
-        let attributes = [
-            ("bits", Attribute::Int(blocks.bits.into())),
-            ("block_size", Attribute::Int(blocks.size.into())),
-            ("gather_axis", Attribute::Int(0)),
-            ("quantize_axis", Attribute::Int(1)),
-        ];
-        let inputs = [&codes, ids, &scales, &zero_points];
-        self.graph.node("GatherBlockQuantized", "/model/embed_tokens/Gather_Q4", &inputs, self.element, &attributes)
+        self.gathered("/model/embed_tokens", TABLE, role, shape, ids)
     }
 
     /// The embedding as numbers.
     fn table(&mut self) -> Value {
-        let shape = [self.decoder.vocabulary, self.decoder.hidden];
+        let shape = [self.model.vocabulary, self.model.hidden];
         self.graph.weight(TABLE, "token_embd.weight", Form::AsIs, self.element, &shape)
-    }
-
-    /// How the embedding is quantized: not, where its rows are not whole blocks, which the operator needs.
-    fn embedding_blocks(&self) -> Option<Blocks> {
-        let blocks = self.quantization?.blocks;
-        self.decoder.hidden.is_multiple_of(blocks.size.into()).then_some(blocks)
     }
 
     /// One layer: attention and feed-forward network, each with its norms and its residual.
@@ -161,7 +108,7 @@ impl Recipe<'_> {
     ) -> Value {
         let path = format!("/model/layers.{i}");
         let role = format!("blk.{i}");
-        let (before, after) = match self.decoder.placement {
+        let (before, after) = match self.model.placement {
             Placement::Before => (Some(["attn_norm", "ffn_norm"]), None),
             Placement::After => (None, Some(["post_attention_norm", "post_ffw_norm"])),
             Placement::Around => (Some(["attn_norm", "ffn_norm"]), Some(["post_attention_norm", "post_ffw_norm"])),
@@ -180,7 +127,7 @@ impl Recipe<'_> {
             if let Some(norms) = after {
                 inner = self.norm(&format!("{path}/{name}_post_norm"), &format!("{role}.{}", norms[part]), &inner);
             }
-            if let Some(scale) = self.decoder.residual_scale {
+            if let Some(scale) = self.model.residual_scale {
                 inner = self.scaled(&format!("{path}/{name}_residual/Mul"), &inner, scale);
             }
             x = self.graph.node("Add", &format!("{path}/{name}_residual/Add"), &[&x, &inner], self.element, &[]);
@@ -190,11 +137,11 @@ impl Recipe<'_> {
 
     /// Logits. A tied head multiplies by the embedding as it lies there: no second matrix, and none made at load time.
     fn head(&mut self, x: &Value) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         if d.tied {
             self.weights.leave("output.weight");
         }
-        let mut logits = match (d.tied, self.embedding_blocks()) {
+        let mut logits = match (d.tied, self.blocks_of_rows(d.hidden)) {
             (false, _) => self.linear("/lm_head", "output", x, d.hidden, d.vocabulary),
             (true, Some(blocks)) => {
                 let parts = self.blocks(TABLE, "token_embd.weight", [d.vocabulary, d.hidden], blocks);
@@ -212,17 +159,8 @@ impl Recipe<'_> {
     }
 
     fn tied_head(&mut self, x: &Value) -> Value {
-        let (hidden, vocabulary) = (self.decoder.hidden as i64, self.decoder.vocabulary as i64);
         let table = self.table();
-        let flat = self.reshape("/lm_head/Rows", x, &[-1, hidden]);
-        let attributes = [("transB", Attribute::Int(1))];
-        let flat = self.graph.node("Gemm", "/lm_head/Gemm", &[&flat, &table], self.element, &attributes);
-        let shape = self.graph.node("Shape", "/lm_head/Shape", &[x], Element::I64, &[]);
-        let outer = self.slice("/lm_head/Outer", &shape, 0, 2, 0);
-        let width = self.graph.ints(&[vocabulary]);
-        let axis = [("axis", Attribute::Int(0))];
-        let shape = self.graph.node("Concat", "/lm_head/Concat", &[&outer, &width], Element::I64, &axis);
-        self.graph.node("Reshape", "/lm_head/Reshape", &[&flat, &shape], self.element, &[])
+        self.by_rows("/lm_head", x, &table, [self.model.hidden, self.model.vocabulary])
     }
 }
 

@@ -51,7 +51,7 @@ const CONTRIB: &str = "com.microsoft";
 fn since(op: &str, inputs: usize) -> (&'static str, i64) {
     match op {
         // The axes as an input.
-        "ReduceMean" if inputs > 1 => ("", 18),
+        "ReduceMean" | "ReduceMax" if inputs > 1 => ("", 18),
         "Attention" | "RMSNormalization" | "RotaryEmbedding" => ("", 23),
         "Gelu" => ("", 20),
         "LayerNormalization" => ("", 17),

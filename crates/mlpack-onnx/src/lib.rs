@@ -1,7 +1,7 @@
 //! ONNX graphs of models, written from a description alone: no model is loaded, no code is traced.
 //!
 //! The nouns are [`Graph`] (nodes, typed [`Value`]s, and [`Weight`]s that say what they are made of), [`Weights`] (what a
-//! checkpoint has to offer), [`build_decoder`] (the recipe of a language model) and [`DataFile`] (where every weight lies
+//! checkpoint has to offer), [`build_decoder`] and [`build_encoder`] (the recipes) and [`DataFile`] (where every weight lies
 //! in the file beside the graph).
 //!
 //! ```
@@ -27,14 +27,18 @@
 mod data;
 mod decoder;
 mod element;
+mod encoder;
 mod error;
 mod graph;
 mod proto;
+mod recipe;
 mod weights;
 
 pub use data::{DataFile, Place};
-pub use decoder::{DecoderRequest, Quantization, build_decoder};
+pub use decoder::build_decoder;
 pub use element::Element;
+pub use encoder::build_encoder;
 pub use error::{Error, WeightProblem};
 pub use graph::{Attribute, Blocks, Dim, Form, Graph, Profile, Value, Weight};
+pub use recipe::{GraphRequest, Quantization};
 pub use weights::Weights;

@@ -23,6 +23,11 @@ impl Weights {
         self.tensors.contains_key(role)
     }
 
+    /// The rows of a matrix that is there.
+    pub fn rows(&self, role: &str) -> Option<u64> {
+        self.tensors.get(role).filter(|shape| shape.rank() == 2).map(|shape| shape.dims()[0])
+    }
+
     /// Takes a tensor of a shape; what is not there or has another shape becomes a problem.
     pub fn take(&mut self, role: &str, shape: &[u64]) {
         self.used.insert(role.to_owned());

@@ -35,17 +35,54 @@ const BLOCKS: &[Blocks] = &[
 /// Compares the small models with `only` in their name; returns how many graphs differ.
 pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     peers.onnx()?;
-    let work = Work { dir: workspace::root().join("target/parity/onnx"), mlpack };
+    let work = Work { dir: workspace::root().join("target/parity/onnx"), peers, mlpack };
     if work.dir.exists() {
         std::fs::remove_dir_all(&work.dir).with_context(|| format!("cannot remove `{}`", work.dir.display()))?;
     }
-    output(peers.script("onnx_models.py").arg(work.dir.join("models")))?;
+    Ok(decoders(only, &work)? + encoders(only, &work)?)
+}
+
+/// The names of the models in a folder that a script made.
+fn names(dir: &Path, only: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(work.dir.join("models")).context("the script writes models")? {
+    for entry in std::fs::read_dir(dir).context("the script writes models")? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     names.retain(|name| name.contains(only));
+    Ok(names)
+}
+
+/// Encoders and their heads, in the profiles and with blocks of 8 bits.
+fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
+    let models = work.dir.join("encoders");
+    output(work.peers.script("onnx_encoders.py").arg("models").arg(&models))?;
+    let mut jobs = Vec::new();
+    for name in names(&models, only)? {
+        let model = models.join(&name);
+        for profile in PROFILES {
+            let dir = work.dir.join(format!("encoders-{profile}")).join(&name);
+            work.convert_into(&model, &dir, "fp32", &["--profile", profile])?;
+            jobs.push(format!("{}={}={FLOAT32}", model.display(), dir.join("onnx/model.onnx").display()));
+        }
+        let dir = work.dir.join("encoders-fp16").join(&name);
+        work.convert_into(&model, &dir, "fp16", &[])?;
+        jobs.push(format!("{}={}={FLOAT16}", model.display(), dir.join("onnx/model_fp16.onnx").display()));
+    }
+    if jobs.is_empty() {
+        return Ok(0);
+    }
+    Ok(usize::from(run_command(work.peers.script("onnx_encoders.py").arg("compare").args(&jobs)).is_err()))
+}
+
+/// Decoders, in all profiles and precisions.
+fn decoders(only: &str, work: &Work<'_>) -> Result<usize> {
+    let peers = work.peers;
+    output(peers.script("onnx_models.py").arg(work.dir.join("models")))?;
+    let names = names(&work.dir.join("models"), only)?;
+    if names.is_empty() {
+        return Ok(0);
+    }
     let mut jobs = Vec::new();
     for name in &names {
         for profile in PROFILES {
@@ -87,6 +124,7 @@ pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
 
 struct Work<'a> {
     dir: PathBuf,
+    peers: &'a Peers,
     mlpack: &'a Path,
 }
 
@@ -98,10 +136,14 @@ impl Work<'_> {
     /// Converts a small model into a folder of its own.
     fn convert(&self, name: &str, folder: &str, precisions: &str, options: &[&str]) -> Result<PathBuf> {
         let dir = self.dir.join(folder).join(name);
-        let mut convert = Command::new(self.mlpack);
-        convert.arg("convert").arg(self.model(name)).args(["--to", "onnx", "--precision", precisions]);
-        output(convert.args(options).arg("-o").arg(&dir))?;
+        self.convert_into(&self.model(name), &dir, precisions, options)?;
         Ok(dir)
+    }
+
+    fn convert_into(&self, model: &Path, dir: &Path, precisions: &str, options: &[&str]) -> Result<()> {
+        let mut convert = Command::new(self.mlpack);
+        convert.arg("convert").arg(model).args(["--to", "onnx", "--precision", precisions]);
+        output(convert.args(options).arg("-o").arg(dir)).map(drop)
     }
 
     /// What the script is told of a file.

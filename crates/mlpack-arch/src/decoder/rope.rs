@@ -30,7 +30,7 @@ const HEAD_SIZE_LIMIT: u64 = 1 << 16;
 
 impl Rope {
     /// The rotation that rope parameters describe.
-    pub(super) fn new(config: &Config, parameters: &Map<String, Value>, head_dim: u64) -> Result<Rope, Error> {
+    pub(crate) fn new(config: &Config, parameters: &Map<String, Value>, head_dim: u64) -> Result<Rope, Error> {
         let reader = Parameters { config, parameters };
         let partial = reader.number("partial_rotary_factor")?.unwrap_or(1.0);
         let dim = (head_dim as f64 * partial).trunc();

@@ -1,17 +1,18 @@
 //! Attention: masks, rotation, the cache, and the products of queries, keys and values.
 
-use super::{Lengths, Recipe, Shared};
+use super::{Lengths, Shared};
 use crate::element::Element;
 use crate::graph::{Attribute, Profile, Value};
-use mlpack_arch::QkNorm;
+use crate::recipe::Recipe;
+use mlpack_arch::{Decoder, QkNorm};
 
-impl Recipe<'_> {
+impl Recipe<&Decoder> {
     /// Who attends to whom, `[batch, 1, sequence, total]`, for each window that occurs.
     ///
     /// A position attends to itself even where it is padding: its row would else be empty, and NaN from there spreads
     /// through the values of the next layer. The mask has the full shape, since ONNX Runtime 1.31 does not broadcast it.
     pub(super) fn masks(&mut self, ids: &Value, attended: &Value) -> Vec<(Option<u64>, Value)> {
-        let mut windows: Vec<Option<u64>> = self.decoder.layers.iter().map(|layer| layer.window).collect();
+        let mut windows: Vec<Option<u64>> = self.model.layers.iter().map(|layer| layer.window).collect();
         windows.sort_unstable();
         windows.dedup();
         let size = |recipe: &mut Self, name: &str, x: &Value| {
@@ -81,7 +82,7 @@ impl Recipe<'_> {
     /// Cosines and sines of the positions, `[batch, sequence, pairs]`, in float32 and then rounded. They are computed
     /// rather than looked up: a table would be as long as the longest context.
     pub(super) fn rotations(&mut self, positions: &Value) -> Vec<(Value, Value)> {
-        let decoder = self.decoder;
+        let decoder = self.model;
         let positions = self.cast("/model/rotary/Cast", positions, Element::F32);
         let wide = self.unsqueeze("/model/rotary/Unsqueeze", &positions, &[2]);
         let mut rotations = Vec::with_capacity(decoder.ropes.len());
@@ -133,7 +134,7 @@ impl Recipe<'_> {
         shared: &Shared,
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         let path = format!("/model/layers.{layer}/attn");
         let role = format!("blk.{layer}");
         let (q_size, kv_size) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
@@ -179,8 +180,8 @@ impl Recipe<'_> {
 
     /// The norm of queries or keys, `[batch, sequence, heads * width]`.
     fn head_norm(&mut self, path: &str, role: &str, x: Value, heads: u64) -> Value {
-        let width = self.decoder.head_dim;
-        match self.decoder.qk_norm {
+        let width = self.model.head_dim;
+        match self.model.qk_norm {
             QkNorm::None => x,
             QkNorm::Whole => self.norm_of(path, role, &x, heads * width),
             QkNorm::Head => {
@@ -200,7 +201,7 @@ impl Recipe<'_> {
         (cos, sin): &(Value, Value),
         rows: Option<&Value>,
     ) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         let rotated = 2 * pairs;
         let mut attributes = vec![("num_heads", Attribute::Int(heads as i64))];
         if rotated < d.head_dim {
@@ -251,7 +252,7 @@ impl Recipe<'_> {
         past: &(Value, Value),
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         let mut attributes = vec![
             ("q_num_heads", Attribute::Int(d.heads as i64)),
             ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
@@ -279,7 +280,7 @@ impl Recipe<'_> {
         past: &(Value, Value),
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         let mut attributes = vec![
             ("num_heads", Attribute::Int(d.heads as i64)),
             ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
@@ -308,7 +309,7 @@ impl Recipe<'_> {
         past: &(Value, Value),
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.decoder;
+        let d = self.model;
         let e = self.element;
         let (heads, kv_heads, width) = (d.heads as i64, d.kv_heads as i64, d.head_dim as i64);
         let mut by_head = |name: &str, x: &Value, heads: i64| {

@@ -42,16 +42,17 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
         let families = inputs::families(&args.target.arch_file)?;
         let source = Source::open(model, &adapters, &inputs::overlay(&args.source.merging)?)?;
         let files = Described::new(&source)?;
-        let described = files.open(&source, &families)?;
-        let pre = args.target.pre.as_deref();
-        let plan = if args.target.format == Format::Onnx {
-            plan_onnx(&source, &described, &inputs::onnx(&args.target.onnx)?)?.plan
+        let (arch, plan) = if args.target.format == Format::Onnx {
+            let computation = files.computation(&source, &families)?;
+            let plan = plan_onnx(&source, &computation, &inputs::onnx(&args.target.onnx)?)?.plan;
+            (computation.task().to_owned(), plan)
         } else {
-            let split = inputs::split(&args.target)?;
+            let described = files.open(&source, &families)?;
+            let (pre, split) = (args.target.pre.as_deref(), inputs::split(&args.target)?);
             let request = GgufRequest { name: &name, variants: &variants, pre, options: &options, split };
-            plan_gguf(&source, &described, &request)?
+            (described.arch().to_owned(), plan_gguf(&source, &described, &request)?)
         };
-        (source, described.arch().to_owned(), plan)
+        (source, arch, plan)
     };
     out.warnings(&plan.warnings);
     let free = mlpack_fs::free_bytes(&args.output);

@@ -1,7 +1,7 @@
 //! The directory that describes a model: the base's own, or a temporary one with what adapters changed in it.
 
 use mlpack_arch::{Families, Model};
-use mlpack_convert::{Plan, Source, open_model};
+use mlpack_convert::{Computation, Plan, Source, open_model};
 use tempfile::TempDir;
 
 /// A model's description for as long as it is read.
@@ -23,6 +23,11 @@ impl Described {
     /// The model that it describes.
     pub fn open(&self, source: &Source, families: &Families) -> anyhow::Result<Model> {
         Ok(open_model(source, self.dir.as_ref().map(TempDir::path), families)?)
+    }
+
+    /// What the model that it describes computes.
+    pub fn computation(&self, source: &Source, families: &Families) -> anyhow::Result<Computation> {
+        Ok(Computation::open(source, self.dir.as_ref().map(TempDir::path), families)?)
     }
 
     /// Puts the files that the description is made of in place of the temporary ones.

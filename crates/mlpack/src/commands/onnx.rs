@@ -27,8 +27,8 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let described = Described::new(&source)?;
-    let model = described.open(&source, &families)?;
-    let mut plan = plan_onnx(&source, &model, &request)?;
+    let computation = described.computation(&source, &families)?;
+    let mut plan = plan_onnx(&source, &computation, &request)?;
     plan.plan.limits = inputs::limits(&args.quantizer);
     plan.plan.measures_changes = args.source.merging.report.is_some();
     out.warnings(&plan.plan.warnings);
@@ -36,7 +36,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     out.step(&format!(
         "converting {} tensors ({}) to {} of ONNX in one pass: {}",
         source.tensors().len(),
-        model.arch(),
+        computation.task(),
         bytes(plan.plan.byte_len()),
         names.join(", ")
     ));
@@ -57,7 +57,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let left: Vec<_> = dropped.iter().map(|(name, reason)| json!({"tensor": name, "reason": reason})).collect();
     let value = json!({
         "schema": "mlpack.convert-onnx/v1", "directory": path, "files": files_json(&done.outputs),
-        "precisions": names, "profile": request.profile.name(), "dropped": left, "warnings": plan.plan.warnings,
+        "task": computation.task(), "precisions": names, "profile": request.profile.name(), "dropped": left, "warnings": plan.plan.warnings,
     });
     let mut text = files_table(&done.outputs);
     for (name, reason) in dropped {
