@@ -5,6 +5,7 @@
 
 mod side;
 
+use crate::quantize_plan::without_outer_ones;
 use crate::{Error, ErrorSums, Resources, SlabSums, Source, Stored, TensorError, open_model};
 use mlpack_arch::Families;
 use mlpack_tensor::Shape;
@@ -151,13 +152,6 @@ fn pair<'a>(a: &'a Side<'_>, b: &'a Side<'_>) -> (Vec<Pair<'a>>, Diff) {
     let of_b: BTreeSet<&str> = b.tensors.iter().map(|t| t.name.as_str()).collect();
     diff.only_in_a = a.tensors.iter().filter(|t| !of_b.contains(t.name.as_str())).map(unpaired).collect();
     (pairs, diff)
-}
-
-/// ggml counts no outer dimensions of 1.
-fn without_outer_ones(shape: &Shape) -> &[u64] {
-    let dims = shape.dims();
-    let ones = dims.iter().take(dims.len().saturating_sub(1)).take_while(|d| **d == 1).count();
-    &dims[ones..]
 }
 
 /// Rows of a pair.

@@ -293,7 +293,7 @@ fn guessed_file_type(given: &[Given]) -> u32 {
 }
 
 /// ggml counts no outer dimensions of 1.
-fn without_outer_ones(shape: &Shape) -> Shape {
+pub(crate) fn without_outer_ones(shape: &Shape) -> Shape {
     let ones = shape.dims().iter().take(shape.rank().saturating_sub(1)).take_while(|d| **d == 1).count();
     Shape::new(shape.dims()[ones..].to_vec())
 }

@@ -20,9 +20,7 @@ const PROMPT: &str = "def f(x): # Ünïcode, 中文, 1234567 🎉";
 /// Converts the checkpoints with `only` in their name on both sides; returns how many files differ.
 pub fn run(only: &str, record: bool, peers: &Peers, mlpack: &Path) -> Result<usize> {
     let work = workspace::root().join("target/parity/archs");
-    if work.exists() {
-        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
-    }
+    workspace::fresh(&work)?;
     let goldens = workspace::root().join("crates/mlpack-convert/golden");
     peers.tokenizers()?;
     let mut script = peers.script("arch_models.py");

@@ -85,9 +85,7 @@ fn run_case(case: &Case, peers: &Peers, mlpack: &Path) -> Result<usize> {
     let model = case.adapter.as_ref().unwrap_or(&case.base);
     let name = model.file_name().context("a model directory has a name")?.to_string_lossy().into_owned();
     let work = workspace::root().join("target/parity").join(&name);
-    if work.exists() {
-        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
-    }
+    workspace::fresh(&work)?;
     let (ours, reference) = (work.join("mlpack"), work.join("llama.cpp"));
     std::fs::create_dir_all(&reference).with_context(|| format!("cannot create `{}`", reference.display()))?;
     let file = |quant: &str| format!("{name}-{quant}.gguf");

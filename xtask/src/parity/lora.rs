@@ -6,16 +6,14 @@
 use crate::peers::Peers;
 use crate::process::{output, run as run_command};
 use crate::workspace;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
 /// Merges the cases with `only` in their name; returns how many differ.
 pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     let work = workspace::root().join("target/parity/lora");
-    if work.exists() {
-        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
-    }
+    workspace::fresh(&work)?;
     let script = workspace::root().join("fixtures/lora/make.py");
     let cases = output(peers.python().arg(&script).arg("--list"))?;
     let cases: Vec<&str> = cases.lines().filter(|case| case.contains(only)).collect();
@@ -35,9 +33,7 @@ pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
 /// the golden's tokens.
 pub fn opens(peers: &Peers, mlpack: &Path) -> Result<usize> {
     let work = workspace::root().join("target/parity/opens");
-    if work.exists() {
-        std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove `{}`", work.display()))?;
-    }
+    workspace::fresh(&work)?;
     let fixtures = workspace::root().join("fixtures/legal-qa");
     let mut differing = 0;
     for (case, options) in [("one-file", &[][..]), ("shards", &["--max-shard-size", "1MB"])] {

@@ -36,9 +36,7 @@ const BLOCKS: &[Blocks] = &[
 pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     peers.onnx()?;
     let work = Work { dir: workspace::root().join("target/parity/onnx"), peers, mlpack };
-    if work.dir.exists() {
-        std::fs::remove_dir_all(&work.dir).with_context(|| format!("cannot remove `{}`", work.dir.display()))?;
-    }
+    workspace::fresh(&work.dir)?;
     Ok(decoders(only, &work)? + encoders(only, &work)?)
 }
 

@@ -63,10 +63,7 @@ pub fn small(peers: &Peers) -> Result<Vec<Subject>> {
 
 fn fresh(name: &str) -> Result<PathBuf> {
     let dir = workspace::root().join("target/parity/quantize").join(name);
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove `{}`", dir.display()))?;
-    }
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
+    workspace::fresh(&dir)?;
     Ok(dir)
 }
 

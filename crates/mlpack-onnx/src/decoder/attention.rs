@@ -252,15 +252,7 @@ impl Recipe<&Decoder> {
         past: &(Value, Value),
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.model;
-        let mut attributes = vec![
-            ("q_num_heads", Attribute::Int(d.heads as i64)),
-            ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
-            ("scale", Attribute::Float(d.attention_scale as f32)),
-        ];
-        if let Some(cap) = d.attention_softcap {
-            attributes.push(("softcap", Attribute::Float(cap as f32)));
-        }
+        let mut attributes = self.attention_attributes("q_num_heads");
         if self.element != Element::F32 {
             attributes.push(("softmax_precision", Attribute::Int(Element::F32.id().into())));
         }
@@ -269,6 +261,18 @@ impl Recipe<&Decoder> {
         let [y, key, value] = self.graph.node_with("Attention", &name, &inputs, [self.element; 3], &attributes);
         present.push((key, value));
         y
+    }
+
+    /// What both operators are told; they call the number of query heads differently.
+    fn attention_attributes(&self, query_heads: &'static str) -> Vec<(&'static str, Attribute)> {
+        let d = self.model;
+        let mut attributes = vec![
+            (query_heads, Attribute::Int(d.heads as i64)),
+            ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
+            ("scale", Attribute::Float(d.attention_scale as f32)),
+        ];
+        attributes.extend(d.attention_softcap.map(|cap| ("softcap", Attribute::Float(cap as f32))));
+        attributes
     }
 
     /// The attention of ONNX Runtime, which keeps the cache itself.
@@ -280,15 +284,7 @@ impl Recipe<&Decoder> {
         past: &(Value, Value),
         present: &mut Vec<(Value, Value)>,
     ) -> Value {
-        let d = self.model;
-        let mut attributes = vec![
-            ("num_heads", Attribute::Int(d.heads as i64)),
-            ("kv_num_heads", Attribute::Int(d.kv_heads as i64)),
-            ("scale", Attribute::Float(d.attention_scale as f32)),
-        ];
-        if let Some(cap) = d.attention_softcap {
-            attributes.push(("softcap", Attribute::Float(cap as f32)));
-        }
+        let attributes = self.attention_attributes("num_heads");
         // Cosines, sines and positions are for a rotation within the operator.
         let none = Value::none();
         let inputs = [q, k, v, &past.0, &past.1, &lengths.last, &lengths.total, &none, &none, &none, mask];
