@@ -126,31 +126,43 @@ fn judge(plan: &Plan, sums: Fidelity) -> Result<Vec<Vec<TensorError>>, Error> {
     if too_far.is_empty() { Ok(errors) } else { Err(Error::TooFar { tensors: too_far }) }
 }
 
-/// The steps in the order of work: a tensor's turn comes when that of its place in the source or in any of the outputs
-/// does. So the digest of no file waits long for a tensor that lies elsewhere in another.
+/// Elements that a tensor's place in an output may lie behind its place in the source and still decide its turn.
+const LATE_ELEMENTS: u64 = 1 << 28;
+
+/// The steps in the order of work: that of the outputs, each beginning where its first tensor lies in the source. So an
+/// output is hashed from the bytes that are written, and only the source is looked at again where it has another order. A
+/// tensor that lies far ahead in the source has its turn before, so that the rest of its file does not wait for it.
 fn turns(source: &Source, plan: &Plan) -> Vec<usize> {
-    let mut turns = vec![usize::MAX; plan.steps.len()];
-    let mut pass = |places: &mut Vec<((usize, u64), usize)>| {
+    let elements = |step: usize| plan.steps[step].rows * plan.steps[step].row_len;
+    let sorted = |mut places: Vec<((usize, u64), usize)>| {
         places.sort_unstable();
-        places.iter().enumerate().for_each(|(turn, (_, step))| turns[*step] = turns[*step].min(turn));
-        places.clear();
+        places
     };
-    let mut places = Vec::with_capacity(plan.steps.len());
-    for (i, step) in plan.steps.iter().enumerate() {
-        if let Input::Tensors(gather) = &step.input
-            && let Some(position) = gather.positions.first()
-        {
-            let tensor = &source.tensors()[*position];
-            places.push(((tensor.file, tensor.range.start), i));
-        }
+    let mut in_source = vec![0; plan.steps.len()];
+    let mut turns = vec![u64::MAX; plan.steps.len()];
+    let place = |(i, step): (usize, &Step)| {
+        let Input::Tensors(gather) = &step.input else { return None };
+        let tensor = &source.tensors()[*gather.positions.first()?];
+        Some(((tensor.file, tensor.range.start), i))
+    };
+    let mut at = 0;
+    for (_, step) in sorted(plan.steps.iter().enumerate().filter_map(place).collect()) {
+        in_source[step] = at;
+        turns[step] = at + LATE_ELEMENTS;
+        at += elements(step);
     }
-    pass(&mut places);
     for (o, output) in plan.outputs.iter().enumerate() {
-        for (i, step) in plan.steps.iter().enumerate() {
-            let targets = step.targets.iter().filter(|target| target.output == o);
-            places.extend(targets.map(|target| ((0, output.tensors[target.tensor].range.start), i)));
+        let places = plan.steps.iter().enumerate().flat_map(|(i, step)| {
+            let of_output = step.targets.iter().filter(move |target| target.output == o);
+            of_output.map(move |target| ((0, output.tensors[target.tensor].range.start), i))
+        });
+        let places = sorted(places.collect());
+        let read = |i: &usize| matches!(plan.steps[*i].input, Input::Tensors(_));
+        let mut at = places.iter().map(|(_, i)| *i).filter(read).map(|i| in_source[i]).min().unwrap_or(0);
+        for (_, step) in places {
+            turns[step] = turns[step].min(at);
+            at += elements(step);
         }
-        pass(&mut places);
     }
     let mut order: Vec<usize> = (0..plan.steps.len()).collect();
     order.sort_by_key(|step| turns[*step]);
@@ -308,6 +320,7 @@ fn run(
         while !stop.load(Ordering::Relaxed) {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(slab) = slabs.get(i) else { break };
+            shares(work, slab, |file, range| hashers[file].prepare(range));
             match work.run(slab, &mut scratch) {
                 Ok(()) => progress(used(work, slab, hashers)),
                 Err(error) => {
@@ -328,14 +341,21 @@ fn run(
 
 /// Hands the source bytes of a finished slab to the hash of their file; returns their number.
 fn used(work: &Work<'_>, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
-    let step = &work.plan.steps[slab.step];
-    let Input::Tensors(gather) = &step.input else { return 0 };
     let mut byte_len = 0;
-    for (file, range) in share(work.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len) {
+    shares(work, slab, |file, range| {
         byte_len += range.end - range.start;
         hashers[file].used(range);
-    }
+    });
     byte_len
+}
+
+/// The parts of the source's files that a slab accounts for.
+fn shares(work: &Work<'_>, slab: &Slab, mut each: impl FnMut(usize, Range<u64>)) {
+    let step = &work.plan.steps[slab.step];
+    let Input::Tensors(gather) = &step.input else { return };
+    for (file, range) in share(work.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len) {
+        each(file, range);
+    }
 }
 
 /// Finishes the digests, and gives the outputs their final names.

@@ -4,6 +4,7 @@
 //! that file, which the next run of the same output takes over; an error removes it.
 
 use crate::hash::ExtentHasher;
+use crate::queue::{Turn, WriteQueue};
 use crate::{Error, Operation, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -22,7 +23,8 @@ const READ_BACK_LEN: usize = 1 << 20;
 ///
 /// The hash of a file is sequential, the writes need not be: an extent that arrives when everything before it is
 /// hashed is hashed from the caller's buffer; one that comes early is noted and read back (from the page cache) when
-/// its turn has come.
+/// its turn has come. The system lets one thread at a time write to a file: whoever finds it taken leaves a copy of the
+/// bytes to the thread that writes, and goes on.
 ///
 /// **Invariant**: [`AtomicFile::seal`] succeeds only when every byte of the file was written.
 pub struct AtomicFile {
@@ -32,6 +34,7 @@ pub struct AtomicFile {
     /// Bytes at the start that an earlier run wrote, and that stay.
     kept: u64,
     hasher: ExtentHasher,
+    queue: WriteQueue,
 }
 
 impl AtomicFile {
@@ -52,7 +55,7 @@ impl AtomicFile {
         // What a killed run left behind is dropped only now that the lock says nobody writes it.
         file.set_len(0).map_err(|e| Error::io(Operation::Create, path, e))?;
         reserve(&file, path, byte_len)?;
-        Ok(AtomicFile { partial, file, byte_len, kept: 0, hasher: ExtentHasher::new() })
+        Ok(AtomicFile { partial, file, byte_len, kept: 0, hasher: ExtentHasher::new(), queue: WriteQueue::default() })
     }
 
     /// Takes over what an earlier run left behind of the same output: the bytes of `written` stay as they are and count as
@@ -75,7 +78,8 @@ impl AtomicFile {
         let mut partial = partial;
         lock(&file, path)?;
         partial.owned = true;
-        let file = AtomicFile { partial, file, byte_len, kept: 0, hasher: ExtentHasher::new() };
+        let (hasher, queue) = (ExtentHasher::new(), WriteQueue::default());
+        let file = AtomicFile { partial, file, byte_len, kept: 0, hasher, queue };
         for range in written {
             assert!(range.end <= byte_len, "extent {range:?} lies outside a file of {byte_len} bytes");
             file.hasher.note(range.clone());
@@ -121,8 +125,8 @@ impl AtomicFile {
         self.kept
     }
 
-    /// How far the file is written without a gap, and the digest of that, once it is at least `byte_len` bytes. While
-    /// another thread hashes it is not known.
+    /// How far the file is hashed, and the digest of that, once it is at least `byte_len` bytes. While another thread
+    /// hashes it is not known. The last of these bytes may still wait to be written.
     pub fn prefix(&self, byte_len: u64) -> Option<(u64, Sha256)> {
         self.hasher.prefix(byte_len)
     }
@@ -159,15 +163,49 @@ impl AtomicFile {
             Some(kept) => (self.kept, &bytes[kept as usize..]),
             None => (offset, bytes),
         };
-        self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))?;
-        let read = |range: Range<u64>, sink: &mut dyn FnMut(&[u8])| {
-            if range == (offset..end) {
-                sink(bytes);
-                return Ok(());
+        match self.queue.enter(bytes.len()) {
+            Turn::Mine(turn) => {
+                let hashed = self.hasher.take_next(offset, bytes, |r, sink| self.read_back(r, sink))?;
+                self.put(offset, bytes)?;
+                self.empty_queue()?;
+                drop(turn);
+                if !hashed {
+                    let read = |range: Range<u64>, sink: &mut dyn FnMut(&[u8])| {
+                        if range == (offset..end) {
+                            sink(bytes);
+                            return Ok(());
+                        }
+                        self.read_back(range, sink)
+                    };
+                    self.hasher.take(offset..end, read)?;
+                }
             }
-            self.read_back(range, sink)
-        };
-        self.hasher.take(offset..end, read).map(drop)
+            Turn::Another => {
+                let copy = self.queue.copy(bytes);
+                self.queue.push(offset, copy.clone());
+                self.hasher.take_bytes(offset, copy, |r, sink| self.read_back(r, sink))?;
+            }
+        }
+        // What came into the queue after its last look is left to whoever left it.
+        while let Some(turn) = self.queue.left_over() {
+            self.empty_queue()?;
+            drop(turn);
+        }
+        Ok(())
+    }
+
+    /// Writes what other threads left. Only who has the turn does.
+    fn empty_queue(&self) -> Result<(), Error> {
+        while let Some((offset, bytes)) = self.queue.pop() {
+            self.put(offset, &bytes)?;
+            self.hasher.written(offset);
+            self.queue.give_back(bytes);
+        }
+        Ok(())
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))
     }
 
     fn read_back(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {

@@ -5,17 +5,18 @@ use sha2::Digest as _;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes of an input that are hashed before their pages are given back: giving back interrupts every thread.
 const INPUT_PIECE_LEN: u64 = 4 << 20;
 
-/// Bytes of an input that may wait in memory for their turn to be hashed. More are given back and read again.
-const INPUT_WAITING_LEN: u64 = 32 << 20;
+/// Bytes of an input that may wait in memory for their turn to be hashed: a layer of a model of a billion parameters. More
+/// are given back and read again.
+const INPUT_WAITING_LEN: u64 = 128 << 20;
 
 /// Hashes extents in file order while they arrive in any order. An extent whose turn it is is hashed at once; one that
-/// comes early is noted and read back when everything before it is hashed. Only one thread hashes at a time, and the
-/// others do not wait for it.
+/// comes early is noted, and hashed when everything before it is: from its bytes where they are still in memory, else they
+/// are read back. Only one thread hashes at a time, and the others do not wait for it.
 pub(crate) struct ExtentHasher {
     front: Mutex<Front>,
     early: Mutex<Early>,
@@ -24,22 +25,28 @@ pub(crate) struct ExtentHasher {
 /// Extents noted and not hashed yet.
 #[derive(Default)]
 struct Early {
-    // Start -> end.
-    extents: BTreeMap<u64, u64>,
+    // By their starts.
+    extents: BTreeMap<u64, Noted>,
     byte_len: u64,
 }
 
+struct Noted {
+    end: u64,
+    // `None` where they can be read back.
+    bytes: Option<Arc<Vec<u8>>>,
+}
+
 impl Early {
-    fn add(&mut self, extent: Range<u64>) {
+    fn add(&mut self, extent: Range<u64>, bytes: Option<Arc<Vec<u8>>>) {
         self.byte_len += extent.end - extent.start;
-        self.extents.insert(extent.start, extent.end);
+        self.extents.insert(extent.start, Noted { end: extent.end, bytes });
     }
 
-    /// Takes away the extent that starts at `start`; returns its end.
-    fn remove(&mut self, start: u64) -> Option<u64> {
-        let end = self.extents.remove(&start)?;
-        self.byte_len -= end - start;
-        Some(end)
+    /// Takes away the extent that starts at `start`.
+    fn remove(&mut self, start: u64) -> Option<Noted> {
+        let noted = self.extents.remove(&start)?;
+        self.byte_len -= noted.end - start;
+        Some(noted)
     }
 }
 
@@ -62,7 +69,46 @@ impl ExtentHasher {
         extent: Range<u64>,
         read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
     ) -> Result<Option<u64>, Error> {
-        self.early().add(extent.clone());
+        self.early().add(extent.clone(), None);
+        let hashed_to = self.advance(read)?;
+        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
+    }
+
+    /// Takes an extent that cannot be read back yet: its bytes are kept until it is hashed, or [`ExtentHasher::written`].
+    pub(crate) fn take_bytes(
+        &self,
+        start: u64,
+        bytes: Arc<Vec<u8>>,
+        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.early().add(start..start + bytes.len() as u64, Some(bytes));
+        self.advance(read).map(drop)
+    }
+
+    /// Hashes an extent that cannot be read back yet if its turn has come and nobody hashes; says whether it did.
+    pub(crate) fn take_next(
+        &self,
+        start: u64,
+        bytes: &[u8],
+        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let Some(mut front) = self.front.try_lock().ok().filter(|front| front.at == start) else { return Ok(false) };
+        front.hasher.update(bytes);
+        front.at += bytes.len() as u64;
+        drop(front);
+        self.advance(read)?;
+        Ok(true)
+    }
+
+    /// Says that the extent that starts at `start` can be read back from now on.
+    pub(crate) fn written(&self, start: u64) {
+        if let Some(noted) = self.early().extents.get_mut(&start) {
+            noted.bytes = None;
+        }
+    }
+
+    /// Hashes noted extents unless somebody does; returns how far the hash is, or 0 where somebody else hashes.
+    fn advance(&self, read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>) -> Result<u64, Error> {
         let mut hashed_to = 0;
         while let Ok(mut front) = self.front.try_lock() {
             self.catch_up(&mut front, &read)?;
@@ -73,7 +119,7 @@ impl ExtentHasher {
                 break;
             }
         }
-        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
+        Ok(hashed_to)
     }
 
     fn early(&self) -> MutexGuard<'_, Early> {
@@ -83,7 +129,7 @@ impl ExtentHasher {
     /// Notes an extent whose bytes can be read back already.
     pub(crate) fn note(&self, extent: Range<u64>) {
         if extent.start < extent.end {
-            self.early().add(extent);
+            self.early().add(extent, None);
         }
     }
 
@@ -95,8 +141,11 @@ impl ExtentHasher {
     ) -> Result<(), Error> {
         loop {
             let start = front.at;
-            let Some(end) = self.early().remove(start) else { return Ok(()) };
-            read(start..end, &mut |bytes| front.hasher.update(bytes))?;
+            let Some(Noted { end, bytes }) = self.early().remove(start) else { return Ok(()) };
+            match bytes {
+                Some(bytes) => front.hasher.update(bytes.as_slice()),
+                None => read(start..end, &mut |bytes| front.hasher.update(bytes))?,
+            }
             front.at = end;
         }
     }
@@ -155,6 +204,11 @@ impl<'a> InputHasher<'a> {
     /// The digest of `file` is known: nothing is hashed, and pages are given back as they are otherwise.
     pub fn with_digest(file: &'a MappedFile, sha256: Sha256) -> InputHasher<'a> {
         InputHasher { known: Some(sha256), ..InputHasher::new(file) }
+    }
+
+    /// Says that `range` of the file will be used next.
+    pub fn prepare(&self, range: Range<u64>) {
+        self.file.prepare(range.start as usize..range.end as usize);
     }
 
     /// Says that `range` of the file was used and is in memory now: it is hashed, or noted for its turn, and its pages are

@@ -28,6 +28,7 @@ mod error;
 mod hash;
 mod journal;
 mod map;
+mod queue;
 mod read;
 mod space;
 mod stamp;

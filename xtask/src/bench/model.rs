@@ -112,6 +112,8 @@ fn write_base(base: &Path, random: &mut Normal) -> Result<()> {
     shards[1].push(Tensor::new("model.norm.weight", &[HIDDEN], Fill::OneBf16));
     let mut weight_map = Map::new();
     let mut total_size = 0;
+    // As the safetensors library writes tensors of one type.
+    shards.iter_mut().for_each(|shard| shard.sort_by(|a, b| a.name.cmp(&b.name)));
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
         write_file(&base.join(&file), shard, random)?;

@@ -108,6 +108,23 @@ fn any_write_order_gives_the_digest_of_the_file() {
 }
 
 #[test]
+fn bytes_left_to_the_thread_that_writes_are_hashed_at_once_and_written_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    let file = AtomicFile::create(&path, 8).unwrap();
+    let turn = file.queue.enter(1);
+    file.write_at(4, b"ef").unwrap();
+    file.write_at(0, b"abcd").unwrap();
+    assert_eq!(file.prefix(1), Some((6, Sha256::of(b"abcdef"))));
+    let partial = dir.path().join(".out.mlpack-partial");
+    assert_eq!(crate::read_bounded(&partial, 1 << 10).unwrap(), [0; 8]);
+    drop(turn);
+    file.write_at(6, b"gh").unwrap();
+    assert_eq!(file.seal().unwrap(), Sha256::of(b"abcdefgh"));
+    assert_eq!(crate::read_bounded(&path, 1 << 10).unwrap(), b"abcdefgh");
+}
+
+#[test]
 fn dropping_leaves_nothing_and_a_leftover_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");
