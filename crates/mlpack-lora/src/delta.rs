@@ -9,7 +9,8 @@
 
 use crate::Adapter;
 use crate::matrix::Matrix;
-use candle_core::{Device, Storage, Tensor};
+use candle_core::{Device, Storage, Tensor, WithDType};
+use std::ops::Deref;
 
 /// The longest stretch of a sum that goes through one matrix product. The product's own code adds up to so many terms
 /// in order; longer ones it may cut, at a place that depends on the number of rows.
@@ -55,7 +56,8 @@ pub(crate) struct Panels {
 pub(crate) type PanelKey = (usize, usize, usize);
 
 impl Panels {
-    fn panel(
+    /// What is kept under a key, made where nothing is.
+    pub(crate) fn panel(
         &mut self,
         key: PanelKey,
         make: impl FnOnce() -> candle_core::Result<Vec<Tensor>>,
@@ -132,7 +134,7 @@ impl Operand {
         rows: &[u64],
         key: PanelKey,
         panels: &mut Panels,
-    ) -> candle_core::Result<Vec<f64>> {
+    ) -> candle_core::Result<Product> {
         let cols = self.cols() as usize;
         let left = match self {
             Operand::Full(matrix) => {
@@ -141,7 +143,7 @@ impl Operand {
                 for (row, out) in rows.iter().zip(out.chunks_exact_mut(cols.max(1))) {
                     matrix.decode_row(bytes, *row, out);
                 }
-                return Ok(out);
+                return Ok(Product::Values(out));
             }
             Operand::Product(left, _) | Operand::Tucker { left, .. } => left,
         };
@@ -158,15 +160,16 @@ impl Operand {
                 factor.copy_from_slice(&whole[from..from + depth]);
             }
             let product = Tensor::from_vec(factor, (rows.len(), depth), &Device::Cpu)?.matmul(piece)?;
-            let (storage, _) = product.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else { unreachable!("the factors are on the CPU") };
-            let product = storage.as_slice::<f64>()?;
+            if pieces.len() == 1 {
+                return Ok(Product::Tensor(product));
+            }
+            let product = Product::Tensor(product);
             match &mut out {
-                None => out = Some(product.to_vec()),
-                Some(out) => out.iter_mut().zip(product).for_each(|(o, p)| *o += p),
+                None => out = Some(product.into_values()),
+                Some(out) => out.iter_mut().zip(product.read().values()).for_each(|(o, p)| *o += p),
             }
         }
-        Ok(out.unwrap_or_else(|| vec![0.0; rows.len() * cols]))
+        Ok(Product::Values(out.unwrap_or_else(|| vec![0.0; rows.len() * cols])))
     }
 
     /// The right factor in float64, in stretches of [`MAX_DEPTH`] rows.
@@ -251,21 +254,21 @@ impl Delta {
         rows: &[u64],
         (tensor, part): (usize, usize),
         panels: &mut Panels,
-    ) -> candle_core::Result<Vec<f64>> {
+    ) -> candle_core::Result<Product> {
         match self {
             Delta::Plain(a) => a.compute(adapter, rows, (tensor, part, 0), panels),
             Delta::Hadamard(a, b) => {
-                let mut out = a.compute(adapter, rows, (tensor, part, 0), panels)?;
+                let mut out = a.compute(adapter, rows, (tensor, part, 0), panels)?.into_values();
                 let other = b.compute(adapter, rows, (tensor, part, 1), panels)?;
-                out.iter_mut().zip(other).for_each(|(o, v)| *o *= v);
-                Ok(out)
+                out.iter_mut().zip(other.read().values()).for_each(|(o, v)| *o *= v);
+                Ok(Product::Values(out))
             }
             Delta::Kronecker(a, b) => {
                 let (inner_rows, inner_cols) = (b.rows(), b.cols() as usize);
                 let outer: Vec<u64> = rows.iter().map(|row| row / inner_rows).collect();
                 let inner: Vec<u64> = rows.iter().map(|row| row % inner_rows).collect();
-                let outer = a.compute(adapter, &outer, (tensor, part, 0), panels)?;
-                let inner = b.compute(adapter, &inner, (tensor, part, 1), panels)?;
+                let outer = a.compute(adapter, &outer, (tensor, part, 0), panels)?.into_values();
+                let inner = b.compute(adapter, &inner, (tensor, part, 1), panels)?.into_values();
                 let mut out = Vec::with_capacity(outer.len() * inner_cols);
                 let outer_rows = outer.chunks_exact((a.cols() as usize).max(1));
                 for (outer, inner) in outer_rows.zip(inner.chunks_exact(inner_cols.max(1))) {
@@ -273,8 +276,63 @@ impl Delta {
                         out.extend(inner.iter().map(|v| factor * v));
                     }
                 }
-                Ok(out)
+                Ok(Product::Values(out))
             }
+        }
+    }
+}
+
+/// Rows of a delta in float64.
+pub(crate) enum Product {
+    /// As the matrix product left them.
+    Tensor(Tensor),
+    Values(Vec<f64>),
+}
+
+/// A product whose values are looked at.
+pub(crate) enum ReadProduct<'p> {
+    Tensor(Stored<'p>),
+    Values(&'p [f64]),
+}
+
+/// The values of a contiguous tensor, behind its lock.
+pub(crate) struct Stored<'p>(Box<dyn Deref<Target = Storage> + 'p>);
+
+impl<'p> Stored<'p> {
+    pub(crate) fn of(tensor: &'p Tensor) -> Stored<'p> {
+        Stored(Box::new(tensor.storage_and_layout().0))
+    }
+
+    /// # Panics
+    /// When they are of another type.
+    pub(crate) fn values<T: WithDType>(&self) -> &[T] {
+        let Storage::Cpu(storage) = &**self.0 else { unreachable!("the factors are on the CPU") };
+        storage.as_slice().expect("whoever made the tensor says its type")
+    }
+}
+
+impl Product {
+    pub(crate) fn read(&self) -> ReadProduct<'_> {
+        match self {
+            Product::Tensor(tensor) => ReadProduct::Tensor(Stored::of(tensor)),
+            Product::Values(values) => ReadProduct::Values(values),
+        }
+    }
+
+    fn into_values(self) -> Vec<f64> {
+        match self {
+            Product::Tensor(_) => self.read().values().to_vec(),
+            Product::Values(values) => values,
+        }
+    }
+}
+
+impl ReadProduct<'_> {
+    /// Row after row.
+    pub(crate) fn values(&self) -> &[f64] {
+        match self {
+            ReadProduct::Tensor(stored) => stored.values(),
+            ReadProduct::Values(values) => values,
         }
     }
 }

@@ -33,6 +33,7 @@ mod merge;
 mod names;
 mod overlay;
 mod round;
+mod simd;
 mod tally;
 mod target;
 mod torch;

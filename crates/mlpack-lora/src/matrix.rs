@@ -1,5 +1,6 @@
 //! Matrices inside an adapter's tensors: which elements they are, and their values in float64.
 
+use crate::simd::simd;
 use mlpack_tensor::{Dtype, Shape};
 use std::ops::Range;
 
@@ -84,6 +85,11 @@ impl Matrix {
         }
     }
 
+    /// Whether float32 holds every element as it is.
+    pub(crate) fn is_exact_in_f32(&self) -> bool {
+        matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+
     pub(crate) fn element_count(&self) -> u64 {
         self.rows * self.cols
     }
@@ -134,9 +140,11 @@ impl Matrix {
 pub(crate) fn to_f64(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
     fn each<const N: usize>(bytes: &[u8], out: &mut [f64], decode: impl Fn([u8; N]) -> f64) {
         let (chunks, _) = bytes.as_chunks::<N>();
-        for (o, chunk) in out.iter_mut().zip(chunks) {
-            *o = decode(*chunk);
-        }
+        simd(|| {
+            for (o, chunk) in out.iter_mut().zip(chunks) {
+                *o = decode(*chunk);
+            }
+        });
     }
     match dtype {
         Dtype::BF16 => each(bytes, out, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))),

@@ -1,10 +1,15 @@
 //! Merged rows: base values plus what the adapters change, in float64, rounded once.
 
+mod narrow;
+
 use crate::combine::Coins;
-use crate::delta::{PanelKey, Panels};
+use crate::delta::{PanelKey, Panels, Product, ReadProduct};
 use crate::matrix::{Matrix, to_f64};
+use crate::simd::simd;
+use crate::tally::RowSums;
 use crate::target::{Axis, Form, Part, Rect, Target};
-use crate::{ChangeTally, Combine, Error, Overlay, round_scaled, round_to};
+use crate::{Adapter, ChangeTally, Combine, Error, Overlay, round_scaled, round_to};
+use narrow::LowRank;
 use std::sync::OnceLock;
 
 /// Rows of a tensor that are computed at a time when the norms of its columns are taken.
@@ -13,10 +18,16 @@ const NORM_ROWS: u64 = 256;
 /// Room that a worker keeps from slab to slab.
 #[derive(Debug, Default)]
 pub struct MergeRoom {
-    values: Vec<f64>,
-    change: Vec<f64>,
+    row: RowRoom,
     bytes: Vec<u8>,
     panels: Panels,
+}
+
+/// Room for one row on its way from the base to the result: it stays in the nearest caches.
+#[derive(Debug, Default)]
+struct RowRoom {
+    values: Vec<f64>,
+    change: Vec<f64>,
 }
 
 /// Rows that are merged.
@@ -48,18 +59,19 @@ impl Overlay {
         let merge = Merge { overlay: self, index: target, target: &self.targets()[target], base };
         let needed = merge.matrix_rows(rows);
         let cols = merge.target.matrix_dims().1 as usize;
-        merge.compute(&needed, room).map_err(|e| merge.device(&e))?;
-        room.panels.end_slab().into_iter().for_each(|key| self.release(key));
-        if let Some(tally) = tally {
-            tally.add(target, &needed, cols, &room.values, &room.change);
-        }
         let row_len = rows.row_len as usize;
         let size = merge.target.dtype.byte_size() as usize;
+        let MergeRoom { row, bytes, panels } = room;
         if row_len == cols {
-            return merge.round(&needed, &room.values, out);
+            merge.compute(&needed, row, panels, tally, out)?;
+        } else {
+            bytes.resize(needed.len() * cols * size, 0);
+            merge.compute(&needed, row, panels, tally, bytes)?;
         }
-        room.bytes.resize(needed.len() * cols * size, 0);
-        merge.round(&needed, &room.values, &mut room.bytes)?;
+        panels.end_slab().into_iter().for_each(|key| self.release(key));
+        if row_len == cols {
+            return Ok(());
+        }
         // Rows of the tensor are pieces of the matrix's, or several of them.
         let mut at = 0;
         for (number, out) in rows.numbers.iter().zip(out.chunks_exact_mut((row_len * size).max(1))) {
@@ -69,7 +81,7 @@ impl Overlay {
                 at += 1;
             }
             let start = (at * cols + (first % cols as u64) as usize) * size;
-            out.copy_from_slice(&room.bytes[start..start + row_len * size]);
+            out.copy_from_slice(&bytes[start..start + row_len * size]);
             at += (row_len / cols).saturating_sub(1);
         }
         Ok(())
@@ -117,60 +129,83 @@ impl Merge<'_> {
         needed
     }
 
-    /// Leaves the merged rows in `room.values` and how far they are from the base's in `room.change`.
-    fn compute(&self, rows: &[u64], room: &mut MergeRoom) -> candle_core::Result<()> {
+    /// Writes merged rows to `out`: the products of factors for all of them at once, everything else row by row.
+    fn compute(
+        &self,
+        rows: &[u64],
+        room: &mut RowRoom,
+        panels: &mut Panels,
+        tally: Option<&ChangeTally>,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        if let (None, Some(low_rank)) = (tally, LowRank::of(self)) {
+            return low_rank.merge(rows, panels, out);
+        }
         let cols = self.target.matrix_dims().1 as usize;
-        let MergeRoom { values, change, panels, .. } = room;
-        values.resize(rows.len() * cols, 0.0);
-        self.base_rows(rows, values);
-        change.clear();
-        change.resize(values.len(), 0.0);
-        if self.overlay.combine() != Combine::Sum {
-            self.combined(rows, values, change, panels)?;
-            values.iter_mut().zip(change).for_each(|(value, change)| *value += *change);
-            return Ok(());
-        }
-        let alone = |i: usize, part: &Part| {
-            part.weight == 1.0 && !matches!(part.form, Form::Add { .. }) && self.target.is_alone(i)
+        let (combined, parts) = match self.overlay.combine() {
+            Combine::Sum => (None, self.sum_of_parts(rows, panels).map_err(|e| self.device(&e))?),
+            _ => (Some(self.combined(rows, panels).map_err(|e| self.device(&e))?), Vec::new()),
         };
-        for (i, part) in self.target.parts.iter().enumerate().filter(|(i, part)| !alone(*i, part)) {
-            let weight = Some(part.weight);
-            self.apply(i, part, weight, rows, values, change, panels)?;
+        let mut parts: Vec<RowPart<'_>> = parts.iter().map(PreparedPart::rows).collect();
+        let RowRoom { values, change } = room;
+        values.resize(cols, 0.0);
+        change.resize(cols, 0.0);
+        let mut sums = Vec::new();
+        let row_byte_len = (cols * self.target.dtype.byte_size() as usize).max(1);
+        for (at, (row, out)) in rows.iter().zip(out.chunks_exact_mut(row_byte_len)).enumerate() {
+            self.base_row(*row, values);
+            match &combined {
+                Some(all) => {
+                    change.copy_from_slice(&all[at * cols..(at + 1) * cols]);
+                    add(values, change);
+                }
+                None => {
+                    change.fill(0.0);
+                    parts.iter_mut().filter(|p| p.weight.is_some()).for_each(|p| p.apply(*row, values, change));
+                    add(values, change);
+                    parts.iter_mut().filter(|p| p.weight.is_none()).for_each(|p| p.apply(*row, values, change));
+                    if self.target.replaced.is_some() && self.has_base_values() {
+                        self.checkpoint_row(*row, change);
+                        values.iter().zip(&mut *change).for_each(|(value, change)| *change = value - *change);
+                    }
+                }
+            }
+            if tally.is_some() {
+                sums.push(RowSums::of(values, change));
+            }
+            self.round(*row, values, out)?;
         }
-        values.iter_mut().zip(change.iter()).for_each(|(value, change)| *value += change);
-        for (i, part) in self.target.parts.iter().enumerate().filter(|(i, part)| alone(*i, part)) {
-            self.apply(i, part, None, rows, values, change, panels)?;
-        }
-        if self.target.replaced.is_some() && self.has_base_values() {
-            self.checkpoint_rows(rows, change);
-            values.iter().zip(change).for_each(|(value, change)| *change = value - *change);
-        }
+        self.release_rows(rows);
+        tally.into_iter().for_each(|tally| tally.add(self.index, rows, &sums));
         Ok(())
     }
 
-    /// Leaves in `change` what the adapters' deltas give when they are combined.
-    fn combined(
-        &self,
-        rows: &[u64],
-        values: &mut [f64],
-        change: &mut [f64],
-        panels: &mut Panels,
-    ) -> candle_core::Result<()> {
+    /// What rows need of every part. One that is alone and has weight 1 gives its values directly.
+    fn sum_of_parts(&self, rows: &[u64], panels: &mut Panels) -> candle_core::Result<Vec<PreparedPart<'_>>> {
+        let mut prepared = Vec::with_capacity(self.target.parts.len());
+        for (i, part) in self.target.parts.iter().enumerate() {
+            let alone = part.weight == 1.0 && !matches!(part.form, Form::Add { .. }) && self.target.is_alone(i);
+            let weight = (!alone).then_some(part.weight);
+            prepared.extend(self.prepare(i, part, weight, rows, panels)?);
+        }
+        Ok(prepared)
+    }
+
+    /// What the adapters' deltas give when they are combined, for all rows.
+    fn combined(&self, rows: &[u64], panels: &mut Panels) -> candle_core::Result<Vec<f64>> {
         let combine = self.overlay.combine();
         let (matrix_rows, cols) = self.target.matrix_dims();
         let adapters = self.target.adapters();
         let mut deltas = Vec::with_capacity(adapters.len());
         for &adapter in &adapters {
-            let mut delta = self.delta_of(adapter, rows, values, panels)?;
+            let mut delta = self.delta_of(adapter, rows, panels)?;
             if let Some(kept) = combine.kept(matrix_rows * cols) {
                 let least = self.overlay.thresholds().threshold(self.index, adapter, kept, |visit| {
                     let mut start = 0;
                     while start < matrix_rows {
                         let end = matrix_rows.min(start + NORM_ROWS);
                         let rows: Vec<u64> = (start..end).collect();
-                        let mut values = vec![0.0; rows.len() * cols as usize];
-                        self.base_rows(&rows, &mut values);
-                        visit(&self.delta_of(adapter, &rows, &mut values, panels)?);
+                        visit(&self.delta_of(adapter, &rows, panels)?);
                         start = end;
                     }
                     Ok::<(), candle_core::Error>(())
@@ -186,130 +221,61 @@ impl Merge<'_> {
             _ => Vec::new(),
         };
         let mut of_element = vec![(0.0, 0.0); deltas.len()];
-        for (i, change) in change.iter_mut().enumerate() {
+        let mut changes = vec![0.0; rows.len() * cols as usize];
+        for (i, change) in changes.iter_mut().enumerate() {
             for (of_adapter, (delta, weight)) in of_element.iter_mut().zip(&deltas) {
                 *of_adapter = (delta[i], *weight);
             }
             let element = rows[i / cols as usize] * cols + i as u64 % cols;
             *change = combine.element(&of_element, |adapter| coins[adapter].keeps(element));
         }
-        Ok(())
+        Ok(changes)
     }
 
-    /// What one adapter alone, with weight 1, adds to rows whose base values are given.
-    fn delta_of(
-        &self,
-        adapter: usize,
-        rows: &[u64],
-        values: &mut [f64],
-        panels: &mut Panels,
-    ) -> candle_core::Result<Vec<f64>> {
-        let mut delta = vec![0.0; values.len()];
+    /// What one adapter alone, with weight 1, adds to rows.
+    fn delta_of(&self, adapter: usize, rows: &[u64], panels: &mut Panels) -> candle_core::Result<Vec<f64>> {
+        let mut prepared = Vec::new();
         for (i, part) in self.target.parts.iter().enumerate().filter(|(_, part)| part.adapter == adapter) {
-            self.apply(i, part, Some(1.0), rows, values, &mut delta, panels)?;
+            prepared.extend(self.prepare(i, part, Some(1.0), rows, panels)?);
         }
-        Ok(delta)
+        let mut parts: Vec<RowPart<'_>> = prepared.iter().map(PreparedPart::rows).collect();
+        let cols = self.target.matrix_dims().1 as usize;
+        let (mut values, mut deltas) = (vec![0.0; cols], vec![0.0; rows.len() * cols]);
+        for (row, delta) in rows.iter().zip(deltas.chunks_exact_mut(cols.max(1))) {
+            self.base_row(*row, &mut values);
+            parts.iter_mut().for_each(|part| part.apply(*row, &mut values, delta));
+        }
+        Ok(deltas)
     }
 
-    /// Applies a part to the rows that it has a share in: with a weight it adds a difference to `change`, without one it
-    /// leaves its own values in `values`.
-    #[expect(clippy::too_many_arguments, reason = "the part, the rows, and the three rooms that a slab has")]
-    fn apply(
-        &self,
+    /// What a part needs for the rows that it has a share in, if there are any.
+    fn prepare<'p>(
+        &'p self,
         index: usize,
-        part: &Part,
+        part: &'p Part,
         weight: Option<f64>,
         rows: &[u64],
-        values: &mut [f64],
-        change: &mut [f64],
         panels: &mut Panels,
-    ) -> candle_core::Result<()> {
-        let cols = self.target.matrix_dims().1 as usize;
-        let Rect { rows: part_rows, cols: part_cols } = &part.rect;
-        let here: Vec<usize> = (0..rows.len()).filter(|at| part_rows.contains(&rows[*at])).collect();
-        if here.is_empty() {
-            return Ok(());
+    ) -> candle_core::Result<Option<PreparedPart<'p>>> {
+        let local = part.rect.rows_of(rows);
+        if local.is_empty() {
+            return Ok(None);
         }
-        let local: Vec<u64> = here.iter().map(|at| rows[*at] - part_rows.start).collect();
-        let range = |at: usize| at * cols + part_cols.start as usize..at * cols + part_cols.end as usize;
-        let width = ((part_cols.end - part_cols.start) as usize).max(1);
         let adapter = &self.overlay.adapters()[part.adapter].0;
-        // A new value of one element: a difference, or the value itself.
-        let set = |value: &mut f64, change: &mut f64, new: f64| match weight {
-            Some(weight) => *change += weight * (new - *value),
-            None => {
-                *change = new - *value;
-                *value = new;
-            }
-        };
+        let (mut product, mut factors, mut norms) = (None, Vec::new(), None);
         match &part.form {
-            Form::Add { delta, scale } => {
-                let factor = weight.unwrap_or(1.0) * scale;
-                let product = delta.compute(adapter, &local, (self.index, index), panels)?;
-                for (at, product) in here.into_iter().zip(product.chunks_exact(width)) {
-                    change[range(at)].iter_mut().zip(product).for_each(|(change, p)| *change += factor * p);
+            Form::Add { delta, .. } => product = Some(delta.compute(adapter, &local, (self.index, index), panels)?),
+            Form::Dora { delta, magnitude, axis, norms: taken, .. } => {
+                product = Some(delta.compute(adapter, &local, (self.index, index), panels)?);
+                factors = magnitude.decode(adapter.bytes(magnitude.tensor));
+                if *axis == Axis::Cols {
+                    norms = Some(self.column_norms(index, part, taken, panels)?);
                 }
             }
-            Form::Dora { delta, scale, magnitude, axis, norms } => {
-                let product = delta.compute(adapter, &local, (self.index, index), panels)?;
-                let magnitudes = magnitude.decode(adapter.bytes(magnitude.tensor));
-                let norms = match axis {
-                    Axis::Rows => None,
-                    Axis::Cols => Some(self.column_norms(index, part, norms, panels)?),
-                };
-                for ((at, local), product) in here.into_iter().zip(local).zip(product.chunks_exact(width)) {
-                    let (values, change) = (&mut values[range(at)], &mut change[range(at)]);
-                    let row_factor = match axis {
-                        Axis::Rows => {
-                            let square = |(value, p): (&f64, &f64)| (value + scale * p) * (value + scale * p);
-                            let norm = values.iter().zip(product).map(square).sum::<f64>().sqrt();
-                            magnitudes[local as usize] / norm
-                        }
-                        Axis::Cols => 0.0,
-                    };
-                    for (col, ((value, change), p)) in values.iter_mut().zip(change).zip(product).enumerate() {
-                        let factor = norms.map_or(row_factor, |norms| magnitudes[col] / norms[col]);
-                        let new = factor * (*value + scale * p);
-                        set(value, change, new);
-                    }
-                }
-            }
-            Form::Multiply { factors, axis, taps } => {
-                let factors = factors.decode(adapter.bytes(factors.tensor));
-                for (at, local) in here.into_iter().zip(local) {
-                    for (col, (value, change)) in values[range(at)].iter_mut().zip(&mut change[range(at)]).enumerate() {
-                        let factor = match axis {
-                            Axis::Rows => factors[local as usize],
-                            Axis::Cols => factors[col / *taps as usize],
-                        };
-                        let new = *value * factor;
-                        set(value, change, new);
-                    }
-                }
-            }
-            Form::Replace { values: new, rows: listed } => {
-                let bytes = adapter.bytes(new.tensor);
-                let mut row = vec![0.0; width];
-                for at in here {
-                    let source = match listed {
-                        None => rows[at] - part_rows.start,
-                        Some(listed) => match listed.binary_search_by_key(&rows[at], |(row, _)| *row) {
-                            Ok(found) => listed[found].1,
-                            Err(_) => continue,
-                        },
-                    };
-                    new.decode_row(bytes, source, &mut row);
-                    for ((value, change), new) in values[range(at)].iter_mut().zip(&mut change[range(at)]).zip(&row) {
-                        set(value, change, *new);
-                    }
-                }
-                // Listed rows are few; others may be those of a whole embedding.
-                if let (None, Some(first), Some(last)) = (listed, local.iter().min(), local.iter().max()) {
-                    adapter.release_rows(new, *first..last + 1);
-                }
-            }
+            Form::Multiply { factors: stored, .. } => factors = stored.decode(adapter.bytes(stored.tensor)),
+            Form::Replace { .. } => {}
         }
-        Ok(())
+        Ok(Some(PreparedPart { adapter, part, weight, product, factors, norms }))
     }
 
     /// The norms of the columns of `W + scale * delta` over all rows of a part. Rows are added in their order, so how they
@@ -328,16 +294,16 @@ impl Merge<'_> {
         let adapter = &self.overlay.adapters()[part.adapter].0;
         let cols = self.target.matrix_dims().1 as usize;
         let part_cols = part.rect.cols.start as usize..part.rect.cols.end as usize;
-        let mut squares = vec![0.0; part_cols.len()];
+        let (mut squares, mut values) = (vec![0.0; part_cols.len()], vec![0.0; cols]);
         let mut start = part.rect.rows.start;
         while start < part.rect.rows.end {
             let end = part.rect.rows.end.min(start + NORM_ROWS);
             let rows: Vec<u64> = (start..end).collect();
             let local: Vec<u64> = rows.iter().map(|row| row - part.rect.rows.start).collect();
-            let mut values = vec![0.0; rows.len() * cols];
-            self.base_rows(&rows, &mut values);
             let product = delta.compute(adapter, &local, (self.index, index), panels)?;
-            for (values, product) in values.chunks_exact(cols).zip(product.chunks_exact(squares.len().max(1))) {
+            let product = product.read();
+            for (row, product) in rows.iter().zip(product.values().chunks_exact(squares.len().max(1))) {
+                self.base_row(*row, &mut values);
                 for ((square, value), p) in squares.iter_mut().zip(&values[part_cols.clone()]).zip(product) {
                     let sum = value + scale * p;
                     *square += sum * sum;
@@ -348,21 +314,35 @@ impl Merge<'_> {
         Ok(norms.get_or_init(|| squares.into_iter().map(f64::sqrt).collect()))
     }
 
-    /// Rows of what the parts start from.
-    fn base_rows(&self, rows: &[u64], out: &mut [f64]) {
+    /// A row of what the parts start from.
+    fn base_row(&self, row: u64, out: &mut [f64]) {
         let Some(replaced) = &self.target.replaced else {
-            return self.checkpoint_rows(rows, out);
+            return self.checkpoint_row(row, out);
         };
         let Matrix { tensor, cols, .. } = replaced.values;
         let bytes = self.overlay.adapters()[replaced.adapter].0.bytes(tensor);
-        let matrix_cols = self.target.matrix_dims().1;
-        for (row, out) in rows.iter().zip(out.chunks_exact_mut((matrix_cols as usize).max(1))) {
-            // A stack's rows are pieces of the parameter's.
-            let first = row * matrix_cols;
-            replaced.values.decode_from(bytes, first / cols.max(1), first % cols.max(1), out);
+        // A stack's rows are pieces of the parameter's.
+        let first = row * self.target.matrix_dims().1;
+        replaced.values.decode_from(bytes, first / cols.max(1), first % cols.max(1), out);
+    }
+
+    /// Gives back the pages of rows that adapters bring whole: others may be those of a whole embedding.
+    fn release_rows(&self, rows: &[u64]) {
+        let release = |adapter: usize, values: &Matrix, rows: &[u64]| {
+            if let (Some(first), Some(last)) = (rows.iter().min(), rows.iter().max()) {
+                self.overlay.adapters()[adapter].0.release_rows(values, *first..last + 1);
+            }
+        };
+        for part in &self.target.parts {
+            // Listed rows are few.
+            if let Form::Replace { values, rows: None } = &part.form {
+                release(part.adapter, values, &part.rect.rows_of(rows));
+            }
         }
-        if let (true, Some(first), Some(last)) = (matrix_cols == cols, rows.iter().min(), rows.iter().max()) {
-            self.overlay.adapters()[replaced.adapter].0.release_rows(&replaced.values, *first..last + 1);
+        if let Some(replaced) = &self.target.replaced
+            && replaced.values.cols == self.target.matrix_dims().1
+        {
+            release(replaced.adapter, &replaced.values, rows);
         }
     }
 
@@ -372,41 +352,138 @@ impl Merge<'_> {
         self.base.len() as u64 == elements * self.target.dtype.byte_size()
     }
 
-    /// Rows of the base tensor.
-    fn checkpoint_rows(&self, rows: &[u64], out: &mut [f64]) {
-        let cols = self.target.matrix_dims().1;
-        let row_byte_len = (cols * self.target.dtype.byte_size()) as usize;
-        for (row, out) in rows.iter().zip(out.chunks_exact_mut((cols as usize).max(1))) {
-            let start = *row as usize * row_byte_len;
-            to_f64(self.target.dtype, &self.base[start..start + row_byte_len], out);
-            if let Some(scales) = &self.target.scales {
-                out.iter_mut().zip(0..).for_each(|(value, col)| *value *= scales.at(*row, col));
-            }
+    /// A row of the base tensor.
+    fn checkpoint_row(&self, row: u64, out: &mut [f64]) {
+        let row_byte_len = out.len() * self.target.dtype.byte_size() as usize;
+        let start = row as usize * row_byte_len;
+        to_f64(self.target.dtype, &self.base[start..start + row_byte_len], out);
+        if let Some(scales) = &self.target.scales {
+            out.iter_mut().zip(0..).for_each(|(value, col)| *value *= scales.at(row, col));
         }
     }
 
-    /// Rounds rows to the target's dtype.
-    fn round(&self, rows: &[u64], values: &[f64], out: &mut [u8]) -> Result<(), Error> {
-        let cols = self.target.matrix_dims().1;
+    /// Rounds a row to the target's dtype.
+    fn round(&self, row: u64, values: &[f64], out: &mut [u8]) -> Result<(), Error> {
         let rounded = match &self.target.scales {
             None => round_to(self.target.dtype, values, out),
-            Some(scales) => round_scaled(self.target.dtype, values, out, |index| {
-                scales.at(rows[index / cols as usize], index as u64 % cols)
-            }),
+            Some(scales) => round_scaled(self.target.dtype, values, out, |col| scales.at(row, col as u64)),
         };
-        rounded.map_err(|wrong| {
-            // Places are those of the tensor's own rows.
-            let place = rows[wrong.index / cols as usize] * cols + wrong.index as u64 % cols;
-            let row_len = self.target.shape.row_len();
-            Error::NotFinite {
-                tensor: self.target.name.clone(),
-                dtype: self.target.dtype,
-                row: place / row_len,
-                column: place % row_len,
-                value: wrong.value,
-            }
-        })
+        rounded.map_err(|wrong| self.not_finite(row, wrong.index, wrong.value))
     }
+
+    fn not_finite(&self, row: u64, col: usize, value: f64) -> Error {
+        // Places are those of the tensor's own rows.
+        let place = row * self.target.matrix_dims().1 + col as u64;
+        let row_len = self.target.shape.row_len();
+        Error::NotFinite {
+            tensor: self.target.name.clone(),
+            dtype: self.target.dtype,
+            row: place / row_len,
+            column: place % row_len,
+            value,
+        }
+    }
+}
+
+/// A part, and what was computed for all rows of a slab.
+struct PreparedPart<'p> {
+    adapter: &'p Adapter,
+    part: &'p Part,
+    /// With a weight the part adds a difference to the change, without one it leaves its own values.
+    weight: Option<f64>,
+    product: Option<Product>,
+    /// Of IA3, or the magnitudes of DoRA.
+    factors: Vec<f64>,
+    norms: Option<&'p [f64]>,
+}
+
+impl PreparedPart<'_> {
+    fn rows(&self) -> RowPart<'_> {
+        RowPart { prepared: self, weight: self.weight, product: self.product.as_ref().map(Product::read), next: 0 }
+    }
+}
+
+/// A part that is applied to the rows of a slab, one after another.
+struct RowPart<'p> {
+    prepared: &'p PreparedPart<'p>,
+    weight: Option<f64>,
+    product: Option<ReadProduct<'p>>,
+    /// Rows of the product that are used.
+    next: usize,
+}
+
+impl RowPart<'_> {
+    /// Applies the part to the next row of the slab, if it has a share in it.
+    fn apply(&mut self, row: u64, values: &mut [f64], change: &mut [f64]) {
+        let PreparedPart { adapter, part, factors, norms, .. } = self.prepared;
+        let Rect { rows, cols } = &part.rect;
+        if !rows.contains(&row) {
+            return;
+        }
+        let (local, cols) = ((row - rows.start) as usize, cols.start as usize..cols.end as usize);
+        let (values, change) = (&mut values[cols.clone()], &mut change[cols]);
+        let of_row = self.next * values.len()..(self.next + 1) * values.len();
+        let product = self.product.as_ref().map_or(&[][..], |product| &product.values()[of_row]);
+        self.next += 1;
+        let weight = self.weight;
+        // A new value of one element: a difference, or the value itself.
+        let set = |value: &mut f64, change: &mut f64, new: f64| match weight {
+            Some(weight) => *change += weight * (new - *value),
+            None => {
+                *change = new - *value;
+                *value = new;
+            }
+        };
+        match &part.form {
+            Form::Add { scale, .. } => {
+                let factor = weight.unwrap_or(1.0) * scale;
+                simd(|| change.iter_mut().zip(product).for_each(|(change, p)| *change += factor * p));
+            }
+            Form::Dora { scale, .. } => {
+                let row_factor = match norms {
+                    Some(_) => 0.0,
+                    None => {
+                        let square = |(value, p): (&f64, &f64)| (value + scale * p) * (value + scale * p);
+                        let norm = values.iter().zip(product).map(square).sum::<f64>().sqrt();
+                        factors[local] / norm
+                    }
+                };
+                for (col, ((value, change), p)) in values.iter_mut().zip(change).zip(product).enumerate() {
+                    let factor = norms.map_or(row_factor, |norms| factors[col] / norms[col]);
+                    let new = factor * (*value + scale * p);
+                    set(value, change, new);
+                }
+            }
+            Form::Multiply { axis, taps, .. } => {
+                for (col, (value, change)) in values.iter_mut().zip(change).enumerate() {
+                    let factor = match axis {
+                        Axis::Rows => factors[local],
+                        Axis::Cols => factors[col / *taps as usize],
+                    };
+                    let new = *value * factor;
+                    set(value, change, new);
+                }
+            }
+            Form::Replace { values: new, rows: listed } => {
+                let source = match listed {
+                    None => local as u64,
+                    Some(listed) => match listed.binary_search_by_key(&row, |(row, _)| *row) {
+                        Ok(found) => listed[found].1,
+                        Err(_) => return,
+                    },
+                };
+                let mut row = vec![0.0; values.len()];
+                new.decode_row(adapter.bytes(new.tensor), source, &mut row);
+                for ((value, change), new) in values.iter_mut().zip(change).zip(row) {
+                    set(value, change, new);
+                }
+            }
+        }
+    }
+}
+
+fn add(values: &mut [f64], change: &[f64]) {
+    simd(|| values.iter_mut().zip(change).for_each(|(value, change)| *value += change));
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 //! Rounding float64 to bfloat16 or float16 through float32 rounds twice: a value just above a tie can become the tie and
 //! then go down. Here the first step rounds to odd, which keeps the information that something was cut off.
 
+use crate::simd::simd;
 use mlpack_tensor::Dtype;
+use pulp::NullaryFnOnce;
+use std::ops::Range;
 
 /// A sum that is NaN or infinite, or rounds to infinity in the dtype.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,43 +79,68 @@ fn to_f8(v: f64, format: Small) -> u8 {
     sign | if bits > f64::from(format.largest) { format.largest } else { bits as u8 }
 }
 
-/// The common case of [`to_bf16`] without branches, in groups that a compiler turns into vectors; a group with a value
-/// outside the normal range of bfloat16 is done one by one.
+/// Values that are rounded together: a compiler turns them into vectors.
+const GROUP: usize = 32;
+
+/// Groups without branches; a group with a value outside the normal range of bfloat16 is done one by one.
 fn round_to_bf16(values: &[f64], out: &mut [u8]) -> Result<(), NotFinite> {
-    const GROUP: usize = 32;
-    // float64 has 45 mantissa bits more than bfloat16, and its exponent is biased by 896 more than float32's.
-    const EXTRA_BITS: u32 = 45;
-    const REBIAS: u64 = 896 << 7;
-    const NORMAL: std::ops::Range<u64> = 897 << 7..(896 + 255) << 7;
     assert_eq!(out.len(), values.len() * 2, "the output has the length of the dtype");
-    let (groups, rest) = values.as_chunks::<GROUP>();
-    let (out_groups, out_rest) = out.split_at_mut(groups.len() * GROUP * 2);
-    for (i, (group, out)) in groups.iter().zip(out_groups.as_chunks_mut::<{ GROUP * 2 }>().0).enumerate() {
-        let mut all_normal = true;
-        let mut rounded = [0u16; GROUP];
-        for (r, v) in rounded.iter_mut().zip(group) {
-            let bits = v.to_bits();
-            let magnitude = bits & (u64::MAX >> 1);
-            let even = (magnitude >> EXTRA_BITS) & 1;
-            let short = (magnitude + ((1 << (EXTRA_BITS - 1)) - 1) + even) >> EXTRA_BITS;
-            all_normal &= NORMAL.contains(&short);
-            *r = ((bits >> 63) << 15) as u16 | short.wrapping_sub(REBIAS) as u16;
+    let mut done = 0;
+    while values.len() - done >= GROUP {
+        let (groups, _) = values[done..].as_chunks::<GROUP>();
+        let (out_groups, _) = out[done * 2..].as_chunks_mut::<{ GROUP * 2 }>();
+        done += simd(NormalGroups { groups, out: out_groups }) * GROUP;
+        if values.len() - done >= GROUP {
+            one_by_one_to_bf16(values, out, done..done + GROUP)?;
+            done += GROUP;
         }
-        if all_normal {
+    }
+    one_by_one_to_bf16(values, out, done..values.len())
+}
+
+/// Groups of values, as far as all of them are in the normal range of bfloat16.
+struct NormalGroups<'a> {
+    groups: &'a [[f64; GROUP]],
+    out: &'a mut [[u8; GROUP * 2]],
+}
+
+impl NullaryFnOnce for NormalGroups<'_> {
+    type Output = usize;
+
+    /// Returns the number of groups that are done.
+    #[inline(always)]
+    fn call(self) -> usize {
+        // float64 has 45 mantissa bits more than bfloat16, and its exponent is biased by 896 more than float32's.
+        const EXTRA_BITS: u32 = 45;
+        const REBIAS: u64 = 896 << 7;
+        const NORMAL: std::ops::Range<u64> = 897 << 7..(896 + 255) << 7;
+        let count = self.groups.len();
+        for (i, (group, out)) in self.groups.iter().zip(self.out).enumerate() {
+            let mut all_normal = true;
+            let mut rounded = [0u16; GROUP];
+            for (r, v) in rounded.iter_mut().zip(group) {
+                let bits = v.to_bits();
+                let magnitude = bits & (u64::MAX >> 1);
+                let even = (magnitude >> EXTRA_BITS) & 1;
+                let short = (magnitude + ((1 << (EXTRA_BITS - 1)) - 1) + even) >> EXTRA_BITS;
+                all_normal &= NORMAL.contains(&short);
+                *r = ((bits >> 63) << 15) as u16 | short.wrapping_sub(REBIAS) as u16;
+            }
+            if !all_normal {
+                return i;
+            }
             for (o, r) in out.as_chunks_mut::<2>().0.iter_mut().zip(rounded) {
                 *o = r.to_le_bytes();
             }
-        } else {
-            let shift = |wrong: NotFinite| NotFinite { index: wrong.index + i * GROUP, ..wrong };
-            one_by_one_to_bf16(group, out).map_err(shift)?;
         }
+        count
     }
-    let shift = |wrong: NotFinite| NotFinite { index: wrong.index + groups.len() * GROUP, ..wrong };
-    one_by_one_to_bf16(rest, out_rest).map_err(shift)
 }
 
-fn one_by_one_to_bf16(values: &[f64], out: &mut [u8]) -> Result<(), NotFinite> {
-    each(values, out, |v| to_bf16(v).to_le_bytes(), |v| half::bf16::from_bits(to_bf16(v)).is_finite())
+fn one_by_one_to_bf16(values: &[f64], out: &mut [u8], range: Range<usize>) -> Result<(), NotFinite> {
+    let out = &mut out[range.start * 2..range.end * 2];
+    each(&values[range.clone()], out, |v| to_bf16(v).to_le_bytes(), |v| half::bf16::from_bits(to_bf16(v)).is_finite())
+        .map_err(|wrong| NotFinite { index: wrong.index + range.start, ..wrong })
 }
 
 fn each<const N: usize>(
@@ -137,7 +165,7 @@ fn each<const N: usize>(
 }
 
 /// float64 to float32, rounding to odd: truncate, and when anything was cut off set the last bit.
-#[inline]
+#[inline(always)]
 fn to_f32_odd(v: f64) -> u32 {
     let nearest = v as f32;
     let bits = nearest.to_bits();
@@ -147,7 +175,7 @@ fn to_f32_odd(v: f64) -> u32 {
     if back == v || v.is_nan() { bits } else { truncated | 1 }
 }
 
-#[inline]
+#[inline(always)]
 fn to_bf16(v: f64) -> u16 {
     let bits = to_f32_odd(v);
     if bits & 0x7fff_ffff > 0x7f80_0000 {
@@ -157,7 +185,7 @@ fn to_bf16(v: f64) -> u16 {
     ((bits + 0x7fff + even) >> 16) as u16
 }
 
-#[inline]
+#[inline(always)]
 fn to_f16(v: f64) -> u16 {
     half::f16::from_f32(f32::from_bits(to_f32_odd(v))).to_bits()
 }

@@ -16,13 +16,14 @@ pub struct ChangeTally {
 
 #[derive(Debug, Default)]
 struct Sums {
-    done: Row,
+    done: RowSums,
     next: u64,
-    waiting: BTreeMap<u64, Row>,
+    waiting: BTreeMap<u64, RowSums>,
 }
 
+/// Sums of squares over one row or more.
 #[derive(Clone, Copy, Debug, Default)]
-struct Row {
+pub(crate) struct RowSums {
     changed: f64,
     base: f64,
 }
@@ -49,16 +50,13 @@ impl ChangeTally {
         ChangeTally { targets: overlay.targets().iter().map(|_| Mutex::default()).collect() }
     }
 
-    /// Adds rows: the merged values, and how far each is from the base's.
-    pub(crate) fn add(&self, target: usize, rows: &[u64], cols: usize, values: &[f64], change: &[f64]) {
-        let sums = |(values, change): (&[f64], &[f64])| row_sums(values, change);
-        let all = values.chunks_exact(cols.max(1)).zip(change.chunks_exact(cols.max(1))).map(sums);
-        let all: Vec<Row> = all.collect();
+    /// Adds rows.
+    pub(crate) fn add(&self, target: usize, rows: &[u64], all: &[RowSums]) {
         let mut sums = self.targets[target].lock().expect("no thread panics holding the lock");
         for (row, of_row) in rows.iter().zip(all) {
             // Rows of a convolution can be cut by a slab, and then come twice.
             if *row >= sums.next {
-                sums.waiting.insert(*row, of_row);
+                sums.waiting.insert(*row, *of_row);
             }
         }
         sums.drain();
@@ -85,30 +83,31 @@ impl Sums {
     }
 }
 
-impl Row {
-    fn add(&mut self, other: Row) {
+impl RowSums {
+    /// Those of one row: the merged values, and how far each is from the base's.
+    pub(crate) fn of(values: &[f64], change: &[f64]) -> RowSums {
+        let (mut changed, mut base) = ([0.0; LANES], [0.0; LANES]);
+        let mut add = |values: &[f64; LANES], change: &[f64; LANES]| {
+            for lane in 0..LANES {
+                let before = values[lane] - change[lane];
+                changed[lane] += change[lane] * change[lane];
+                base[lane] += before * before;
+            }
+        };
+        let (value_chunks, value_rest) = values.as_chunks::<LANES>();
+        let (change_chunks, change_rest) = change.as_chunks::<LANES>();
+        value_chunks.iter().zip(change_chunks).for_each(|(v, c)| add(v, c));
+        let (mut v, mut c) = ([0.0; LANES], [0.0; LANES]);
+        v[..value_rest.len()].copy_from_slice(value_rest);
+        c[..change_rest.len()].copy_from_slice(change_rest);
+        add(&v, &c);
+        RowSums { changed: changed.iter().sum(), base: base.iter().sum() }
+    }
+
+    fn add(&mut self, other: RowSums) {
         self.changed += other.changed;
         self.base += other.base;
     }
-}
-
-fn row_sums(values: &[f64], change: &[f64]) -> Row {
-    let (mut changed, mut base) = ([0.0; LANES], [0.0; LANES]);
-    let mut add = |values: &[f64; LANES], change: &[f64; LANES]| {
-        for lane in 0..LANES {
-            let before = values[lane] - change[lane];
-            changed[lane] += change[lane] * change[lane];
-            base[lane] += before * before;
-        }
-    };
-    let (value_chunks, value_rest) = values.as_chunks::<LANES>();
-    let (change_chunks, change_rest) = change.as_chunks::<LANES>();
-    value_chunks.iter().zip(change_chunks).for_each(|(v, c)| add(v, c));
-    let (mut v, mut c) = ([0.0; LANES], [0.0; LANES]);
-    v[..value_rest.len()].copy_from_slice(value_rest);
-    c[..change_rest.len()].copy_from_slice(change_rest);
-    add(&v, &c);
-    Row { changed: changed.iter().sum(), base: base.iter().sum() }
 }
 
 #[cfg(test)]
@@ -123,7 +122,7 @@ mod tests {
             let tally = ChangeTally { targets: vec![Mutex::default()] };
             for row in order {
                 let range = *row as usize * 7..(*row as usize + 1) * 7;
-                tally.add(0, &[*row], 7, &values[range.clone()], &change[range]);
+                tally.add(0, &[*row], &[RowSums::of(&values[range.clone()], &change[range])]);
             }
             tally.finish()[0]
         };

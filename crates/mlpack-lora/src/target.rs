@@ -105,6 +105,11 @@ impl Form {
 }
 
 impl Rect {
+    /// Those of some rows that are in it, counted from its first.
+    pub(crate) fn rows_of(&self, rows: &[u64]) -> Vec<u64> {
+        rows.iter().filter(|row| self.rows.contains(row)).map(|row| row - self.rows.start).collect()
+    }
+
     pub(crate) fn overlaps(&self, other: &Rect) -> bool {
         let both = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
         both(&self.rows, &other.rows) && both(&self.cols, &other.cols)

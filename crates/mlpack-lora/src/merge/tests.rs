@@ -324,3 +324,39 @@ fn an_adapter_of_another_base_is_refused_with_every_shape() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Every finite bfloat16 in some element, and what the delta takes away again to nearly nothing.
+#[test]
+fn sums_in_float32_are_the_float64_ones_rounded() {
+    let laid = Laid::legal_qa(0.7);
+    for name in ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
+        let index = laid.target(name);
+        let target = &laid.overlay.targets()[index];
+        let merge = Merge { overlay: &laid.overlay, index, target, base: laid.base_bytes(index) };
+        assert!(LowRank::of(&merge).is_some(), "this is the case that is summed in float32");
+        let (numbers, row_len): (Vec<u64>, u64) = ((0..target.matrix_dims().0).collect(), target.shape.row_len());
+        let merged = |base: &[u8], tally: Option<&ChangeTally>| {
+            let mut out = vec![0; base.len()];
+            let (rows, mut room) = (Rows { numbers: &numbers, row_len }, MergeRoom::default());
+            laid.overlay.merge_rows(index, rows, base, &mut room, tally, &mut out).map(|()| out)
+        };
+        // What is asked for changes is summed in float64.
+        let tally = ChangeTally::new(&laid.overlay);
+        let count = laid.base_bytes(index).len() / 2;
+        let finite = (0..count).map(|i| (i * 40_503 % 65_536) as u16).map(|bits| match bits & 0x7f80 {
+            0x7f80 => bits & 0x807f,
+            _ => bits,
+        });
+        let all: Vec<u8> = finite.flat_map(u16::to_le_bytes).collect();
+        let delta = merged(&vec![0; count * 2], Some(&tally)).unwrap();
+        let negated: Vec<u8> = delta.as_chunks::<2>().0.iter().flat_map(|[low, high]| [*low, high ^ 0x80]).collect();
+        for base in [&all, &negated, &delta, &vec![0; count * 2]] {
+            assert!(merged(base, None).unwrap() == merged(base, Some(&tally)).unwrap(), "{name}");
+        }
+        let mut infinite = all;
+        infinite[2_001] = 0x7f;
+        infinite[2_000] = 0x80;
+        let error = merged(&infinite, None).unwrap_err().to_string();
+        assert_eq!(error, merged(&infinite, Some(&tally)).unwrap_err().to_string());
+    }
+}
