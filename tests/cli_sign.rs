@@ -212,6 +212,31 @@ fn one_flipped_byte_is_found_and_named() {
 }
 
 #[test]
+fn one_flipped_byte_of_any_shard_of_a_base_is_found_and_named() {
+    let dir = TestDir::new();
+    dir.copy("legal-qa/kjv-llama", "whole");
+    dir.copy("legal-qa/legal-qa-lora", "lora");
+    mlpack(&dir).args(["merge", "whole", "-a", "lora", "--max-shard-size", "2MB", "-o", "base"]).succeed();
+    mlpack(&dir).args(["convert", "base", "--quant", "Q8_0", "-o", "out"]).succeed();
+    let shards: Vec<String> =
+        dir.listing().into_iter().filter(|name| name.starts_with("base/") && name.ends_with(".safetensors")).collect();
+    assert!(shards.len() > 1, "{shards:?}");
+    mlpack(&dir).args(["trace", "out/base-Q8_0.gguf"]).succeed();
+    for shard in shards.iter().chain([&"base/model.safetensors.index.json".to_owned()]) {
+        let path = dir.path(shard);
+        let whole = std::fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        bytes[whole.len() / 2] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let (text, _) = mlpack(&dir).args(["trace", "out/base-Q8_0.gguf"]).expect(1);
+        let (_, name) = shard.split_once('/').unwrap();
+        assert!(text.contains(&format!("`{name}` has sha256")), "{shard}:\n{text}");
+        std::fs::write(&path, whole).unwrap();
+    }
+    mlpack(&dir).args(["trace", "out/base-Q8_0.gguf"]).succeed();
+}
+
+#[test]
 fn every_flipped_byte_of_a_bundle_or_record_in_the_claims_is_found() {
     let release = Release::signed();
     // Without the store, the sidecar is all there is.
@@ -233,6 +258,29 @@ fn every_flipped_byte_of_a_bundle_or_record_in_the_claims_is_found() {
         }
         start = end + 1;
     }
+}
+
+#[test]
+fn a_release_file_may_name_who_signs() {
+    let release = Release::new();
+    let file = release.dir.path("mlpack.toml");
+    let declared = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, declared + "\n[sign]\nkey = 'env:RELEASE_KEY'\n").unwrap();
+    let run = || release.run(&["release", "mlpack.toml", "-o", "signed"]);
+    let (_, stderr) = run().expect(2);
+    assert!(stderr.contains("the variable `RELEASE_KEY`"), "{stderr}");
+    assert!(!release.dir.path("signed").exists(), "a missing key is found before anything is written");
+    let pem = std::fs::read_to_string(release.dir.path("release.pem")).unwrap();
+    let text = run().env("RELEASE_KEY", &pem).succeed();
+    assert!(text.contains("[verified]") && !text.contains("[unsigned]"), "{text}");
+    for path in ["signed/legal-qa-Q8_0.gguf", "signed/legal-qa", "oci:signed/layout:v1-q8_0"] {
+        release.verify(path, 0);
+    }
+    // The same bytes each time: keys sign deterministically.
+    let bundle = release.dir.path("signed/legal-qa-Q8_0.gguf.sigstore.json");
+    let before = std::fs::read(&bundle).unwrap();
+    run().env("RELEASE_KEY", &pem).succeed();
+    assert_eq!(std::fs::read(&bundle).unwrap(), before);
 }
 
 #[test]
@@ -269,6 +317,35 @@ fn a_later_import_completes_what_was_made_before() {
     assert!(text.contains(&format!("training run {RUN}")) && !text.contains("unknown"), "{text}");
     let after: Vec<_> = ["", ".claims.jsonl"].map(|e| std::fs::read(dir.path(&format!("{file}{e}"))).unwrap()).into();
     assert_eq!(before, after, "nothing is touched");
+}
+
+#[test]
+fn an_adapter_of_other_bytes_than_the_base_is_named_by_digest() {
+    let dir = TestDir::new();
+    dir.copy("legal-qa/kjv-llama", "base");
+    dir.copy("legal-qa/legal-qa-lora", "lora");
+    dir.copy("legal-qa/mlflow", "mlflow");
+    let imported = mlpack(&dir).args(["run", "import", "--adapter", "lora", "--base", "base"]).json();
+    let sha256 = imported["base"][0]["sha256"].as_str().unwrap().to_owned();
+    assert_eq!(imported["base"][0]["name"], "base/model.safetensors");
+    let convert = ["convert", "base", "-a", "lora", "--quant", "Q8_0"];
+    let warning = "was trained on `base/model.safetensors` with sha256";
+    let (_, stderr) = mlpack(&dir).args(convert).args(["-o", "same"]).expect(0);
+    assert!(!stderr.contains(warning), "{stderr}");
+    // One statement says what trained the adapter, and on which base.
+    let text = mlpack(&dir).args(["trace", "same/lora-Q8_0.gguf"]).succeed();
+    assert_eq!(text.matches("─ train  statement").count(), 1, "{text}");
+    let train = text.split("─ train  statement").nth(1).unwrap();
+    assert!(train.contains(&format!("base `base/model.safetensors`  sha256:{}", &sha256[..8])), "{text}");
+    // Another weight, of the same shape and name.
+    let path = dir.path("base/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for (command, out) in [(&convert[..], "other"), (&["merge", "base", "-a", "lora"], "merged")] {
+        let (_, stderr) = mlpack(&dir).args(command).args(["-o", out]).expect(0);
+        assert!(stderr.contains(warning) && stderr.contains(&sha256), "{stderr}");
+    }
 }
 
 #[test]

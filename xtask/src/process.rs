@@ -31,12 +31,18 @@ pub fn run_quiet(command: &mut Command) -> Result<()> {
 
 /// Runs a command and returns its stdout. Its stderr is shown when it fails.
 pub fn output(command: &mut Command) -> Result<String> {
+    let stdout = output_bytes(command)?;
+    String::from_utf8(stdout).with_context(|| format!("`{}` printed text that is not UTF-8", shown(command)))
+}
+
+/// The same where the output need not be text.
+pub fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     let line = shown(command);
     let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
     if !done.status.success() {
         bail!("`{line}` failed: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr).trim_end());
     }
-    String::from_utf8(done.stdout).with_context(|| format!("`{line}` printed text that is not UTF-8"))
+    Ok(done.stdout)
 }
 
 /// Runs a command that may fail: `Err` is its exit code and what it printed last, on stderr or else on stdout.

@@ -51,7 +51,7 @@ pub use error::{Disagreement, Error};
 pub use policy::{Finding, Policy};
 pub use run::{
     Agreement, Answer, BaseModel, Curve, Dataset, Evidence, Fetch, FoundRun, LinkedModel, MAX_ANSWER_LEN, Request, Run,
-    RunRecord, RunSource, Source, find_run, find_run_with,
+    RunRecord, RunSource, Source, find_run, find_run_with, trained_on,
 };
 pub use sign::{
     BUNDLE_MEDIA_TYPE, Bundle, KeyAlgorithm, MODEL_SIGNATURE, ModelCheck, PAYLOAD_TYPE, PrivateKey, PublicKey,

@@ -1,5 +1,6 @@
 //! The training run of an adapter: which one, and what is known about it.
 
+mod base;
 mod curve;
 mod discover;
 mod files;
@@ -11,6 +12,8 @@ mod store;
 mod trainer;
 mod yaml;
 
+pub(crate) use base::says_more;
+pub use base::trained_on;
 pub use curve::Curve;
 pub use record::{Agreement, BaseModel, Dataset, Evidence, LinkedModel, RunRecord, Source};
 pub use rest::{Answer, MAX_ANSWER_LEN, Request};

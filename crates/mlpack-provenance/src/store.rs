@@ -13,6 +13,7 @@
 
 use crate::claims::{Claims, Sidecar};
 use crate::object::{MAX_OBJECT_LEN, Object};
+use crate::run::says_more;
 use crate::sign::Bundle;
 use crate::{Artifact, Dependency, Error, FoundRun, Statement, Step, StepKind};
 use mlpack_fs::{FileStamp, Operation, Sha256, read_bounded, write_atomic};
@@ -109,8 +110,9 @@ impl Store {
 
     /// Records which run trained an adapter, so that the adapter's digest leads to the run from now on, also from
     /// artifacts made earlier. `weights` are the adapter's weight files alone: a configuration that two adapters share
-    /// would lead to both runs. Returns the dependency for the steps that use the adapter; an unknown run records nothing.
-    pub fn record_run(&self, run: &FoundRun, weights: &[Artifact]) -> Result<Dependency, Error> {
+    /// would lead to both runs. `bases` are the base's weights, where somebody says on which bytes the adapter was trained.
+    /// Returns the dependency for the steps that use the adapter; an unknown run records nothing.
+    pub fn record_run(&self, run: &FoundRun, weights: &[Artifact], bases: &[Dependency]) -> Result<Dependency, Error> {
         if let FoundRun::Known(known) = run {
             let record = &known.record;
             self.put(&Object::Run(Box::new(record.clone()), record.to_bytes()))?;
@@ -122,9 +124,17 @@ impl Store {
             }
             let named_by = if known.named_by_caller { "caller" } else { "files beside the adapter" };
             let parameters = Map::from_iter([("run-named-by".to_owned(), json!(named_by))]);
-            let mut step = Step::new(StepKind::Train, parameters, vec![run.dependency()]);
+            let dependencies = [&[run.dependency()], bases].concat();
+            let mut step = Step::new(StepKind::Train, parameters, dependencies);
             step.outputs = weights.to_vec();
-            self.record(&step)?;
+            // A statement that names the base as well says all that this one would.
+            let mut said = false;
+            for of in weights {
+                said |= bases.is_empty() && says_more(&of.path, of.sha256, record.digest())?;
+            }
+            if !said {
+                self.record(&step)?;
+            }
         }
         Ok(run.dependency())
     }

@@ -3,8 +3,8 @@
 use anyhow::bail;
 use mlpack_convert::{Done, Plan, Resources, SealedFile, Source};
 use mlpack_fs::{FileStamp, Sha256, hash_file};
-use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Step, StepKind, Store, find_run};
-use mlpack_tensor::MetaValue;
+use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Step, StepKind, Store, find_run, trained_on};
+use mlpack_tensor::{Escaped, MetaValue};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ pub fn dependencies(
 
 fn run_dependency(run: &FoundRun, weights: &Path, sha256: Sha256, store: Option<&Store>) -> anyhow::Result<Dependency> {
     Ok(match store {
-        Some(store) => store.record_run(run, &[Artifact::file(weights, sha256)])?,
+        Some(store) => store.record_run(run, &[Artifact::file(weights, sha256)], &[])?,
         None => run.dependency(),
     })
 }
@@ -79,6 +79,25 @@ fn run_dependency(run: &FoundRun, weights: &Path, sha256: Sha256, store: Option<
 /// The files with weights that were read, with their digests.
 pub fn weights(done: &Done) -> Vec<(PathBuf, Sha256)> {
     done.inputs.iter().map(|file| (file.path.clone(), file.sha256)).collect()
+}
+
+/// A warning for each adapter that was trained on other bytes than those of the base that it was merged into, as far as
+/// statements say on which.
+pub fn other_bases(source: &Source, done: &Done) -> anyhow::Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for (adapter, _) in source.adapters() {
+        let weights = adapter.weights_path();
+        for (sha256, name) in trained_on(weights, hash_file(weights)?.0)? {
+            if !done.inputs.iter().any(|file| file.sha256 == sha256) {
+                warnings.push(format!(
+                    "adapter `{}` was trained on `{}` with sha256 {sha256}, which no file of the base has that it was merged into",
+                    adapter.path().display(),
+                    Escaped(&name),
+                ));
+            }
+        }
+    }
+    Ok(warnings)
 }
 
 /// Tells a plan the digests of source files that were hashed before and have not changed since, as the store has them.

@@ -5,7 +5,7 @@
 
 use crate::compare;
 use crate::peers::Peers;
-use crate::process::{self, output};
+use crate::process::{self, output, output_bytes};
 use crate::workspace;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
@@ -144,6 +144,8 @@ pub fn generate(peers: &Peers, model: &Path, prompt: &str) -> Result<String> {
     let mut completion = Command::new(peers.llama_bin().join("llama-completion"));
     completion.arg("-m").arg(model).args(["-p", prompt, "-n", "64", "--temp", "0", "--seed", "1"]);
     completion.args(["--no-conversation", "--no-display-prompt", "--no-warmup", "--simple-io"]);
-    let text = output(&mut completion)?;
+    // A tiny model says half characters too.
+    let text = output_bytes(&mut completion)?;
+    let text = String::from_utf8(text).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string());
     Ok(text.split_whitespace().take(24).collect::<Vec<_>>().join(" "))
 }

@@ -60,7 +60,7 @@ impl Chain {
         let source = RunSource::Mlflow { db: self.path("mlflow/mlflow.db"), run_id: Some(RUN_ID.to_owned()) };
         let run = find_run(&self.path("lora"), Some(&source), None).unwrap();
         let weights = "lora/adapter_model.safetensors";
-        let run = store.record_run(&run, &[Artifact::file(&self.path(weights), self.digest(weights))]).unwrap();
+        let run = store.record_run(&run, &[Artifact::file(&self.path(weights), self.digest(weights))], &[]).unwrap();
 
         let mut merge = Step::new(
             StepKind::Merge,
@@ -405,7 +405,7 @@ fn an_unknown_run_is_said_to_be_unknown() {
     fs::write(path("o.gguf"), "o").unwrap();
     let run = find_run(dir.path(), None, None).unwrap();
     let store = Store::beside(dir.path());
-    let run = store.record_run(&run, &[]).unwrap();
+    let run = store.record_run(&run, &[], &[]).unwrap();
     let adapter = Dependency::file(Role::Adapter, &path("a.safetensors"), Sha256::of(b"a"));
     let mut step = Step::new(StepKind::Convert, Map::new(), vec![adapter, run]);
     step.outputs = vec![Artifact::file(&path("o.gguf"), Sha256::of(b"o"))];

@@ -101,6 +101,9 @@ pub struct RunImportArgs {
     /// Training data, where it is not where the run says
     #[arg(long, value_name = "FILE")]
     pub dataset: Option<PathBuf>,
+    /// Base checkpoint that the adapter was trained on: its digests are recorded, and compared when the adapter is merged
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Folder in whose .mlpack the record is kept [default: the one that holds the adapter directory]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,

@@ -190,6 +190,7 @@ pub fn convert_into(
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&lineage::other_bases(source, &done)?);
     record(StepKind::Convert, source, &plan, &done, runs, dir, parameters)?;
     Ok((plan, done))
 }

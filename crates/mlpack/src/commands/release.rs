@@ -5,16 +5,17 @@ use super::merge::{merge_into, merge_parameters};
 use super::modelfile::{self, Settings};
 use super::publish::{self, How};
 use super::registry::Place;
+use super::sign::sign_made;
 use super::trace;
-use crate::cli::{RegistryArgs, ReleaseArgs};
+use crate::cli::{PassphraseArgs, RegistryArgs, ReleaseArgs};
 use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
-use crate::{inputs, lineage};
+use crate::{inputs, keys, lineage};
 use config::Config;
 use mlpack_convert::{GgufRequest, MergeRequest, Source, Split};
 use mlpack_fs::{AtomicDir, Sha256};
 use mlpack_oci::Parameter;
-use mlpack_provenance::{RunSource, TraceOptions};
+use mlpack_provenance::{PrivateKey, RunSource, TraceOptions, Trust, TrustedKey};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let resources = inputs::resources(&args.resources)?;
     let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
     let target = config.publish.as_ref().map(|p| Place::target(&p.to, &RegistryArgs::default())).transpose()?;
+    let key = signing_key(&config)?;
     let run = config.run.as_deref().map(|text| RunSource::parse(text, config.folder())).transpose()?;
     let adapters: Vec<(PathBuf, f64)> = config.adapter.iter().map(|a| (config.path(&a.path), a.weight)).collect();
     let source = Source::open(&config.path(&config.base), &adapters, &inputs::overlay(&merging)?)?;
@@ -51,6 +53,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         let request = MergeRequest { max_shard_size, measures_changes: false };
         let parameters = merge_parameters(&merging, max_shard_size);
         merge_into(&source, &request, parameters, &runs, merged, &resources, out)?;
+        key.as_ref().map_or(Ok(()), |key| sign_made(&path, key, out))?;
     }
     let pre = config.gguf.pre.as_deref();
     let request = GgufRequest {
@@ -65,6 +68,12 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let hashed = done.inputs.iter().chain(&done.outputs);
     let known: BTreeMap<PathBuf, Sha256> = hashed.map(|file| (file.path.clone(), file.sha256)).collect();
     let files = done.outputs;
+    let mut trust = Trust::default();
+    trust.keys.extend(key.as_ref().map(|key| TrustedKey::unlimited("the key of the release", key.public())));
+    if let Some(key) = &key {
+        out.step(&format!("signing {} artifacts", files.len()));
+        files.iter().try_for_each(|file| sign_made(&file.path, key, out))?;
+    }
     let mut manifests = Vec::new();
     let mut text = files_table(&files);
     if let Some(mut target) = target {
@@ -73,7 +82,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
             *layout = dir.join(&*layout);
         }
         let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
-        let how = How { licenses: config.paths(&config.modelfile.license), ..How::default() };
+        let how = How { licenses: config.paths(&config.modelfile.license), key, ..How::default() };
         let (published_text, value) = publish::publish_into(&paths, &target, &settings, &how, &known, out)?;
         text.push('\n');
         text.push_str(&published_text);
@@ -81,7 +90,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     }
     let mut holds = true;
     let mut traces = Vec::new();
-    let options = TraceOptions { known, ..TraceOptions::default() };
+    let options = TraceOptions { known, trust, ..TraceOptions::default() };
     for file in &files {
         let traced = mlpack_provenance::trace(&file.path, &options)?;
         holds &= traced.holds();
@@ -98,6 +107,17 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     });
     out.result(&text, &value);
     Ok(if holds { Exit::Done } else { Exit::No })
+}
+
+/// The key of `[sign]`; a file's path starts at the release file's folder.
+fn signing_key(config: &Config) -> anyhow::Result<Option<PrivateKey>> {
+    let Some(sign) = &config.sign else { return Ok(None) };
+    let from = match sign.key.starts_with("env:") {
+        true => sign.key.clone(),
+        false => config.path(Path::new(&sign.key)).display().to_string(),
+    };
+    let passphrase_file = sign.passphrase_file.as_ref().map(|path| config.path(path));
+    keys::private_key(&from, &PassphraseArgs { passphrase_file }).map(Some)
 }
 
 fn settings(config: &Config) -> anyhow::Result<Settings> {

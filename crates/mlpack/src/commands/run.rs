@@ -6,7 +6,8 @@ use crate::http;
 use crate::show::Show;
 use anyhow::bail;
 use mlpack_fs::hash_file;
-use mlpack_provenance::{Artifact, FoundRun, RunSource, Store, find_run_with};
+use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Store, find_run_with};
+use mlpack_safetensors::Checkpoint;
 use mlpack_tensor::Escaped;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,8 @@ fn import(args: &RunImportArgs, out: &Show) -> anyhow::Result<Exit> {
         }
     };
     let store = Store::beside(&folder);
-    store.record_run(&found, &weights)?;
+    let bases = args.base.as_deref().map(|base| base_weights(base, &store)).transpose()?.unwrap_or_default();
+    store.record_run(&found, &weights, &bases)?;
     let record = &run.record;
     let mut text = format!("run      {}\nrecord   sha256:{}\n", Escaped(record.label()), record.digest());
     let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<8} {}\n", Escaped(value)));
@@ -58,13 +60,33 @@ fn import(args: &RunImportArgs, out: &Show) -> anyhow::Result<Exit> {
     for artifact in &weights {
         line("adapter", &format!("{}  sha256:{}", artifact.name, artifact.sha256));
     }
+    for base in &bases {
+        let digest = base.sha256().map(|digest| digest.to_string()).unwrap_or_default();
+        line("base", &format!("{}  sha256:{digest}", base.name()));
+    }
     line("store", &store.dir().display().to_string());
     let value = json!({
         "schema": "mlpack.run-import/v1", "record": record, "sha256": record.digest().to_string(), "store": store.dir(),
         "adapter": weights.iter().map(|a| json!({"name": a.name, "sha256": a.sha256.to_string()})).collect::<Vec<_>>(),
+        "base": bases.iter().map(|b| json!({"name": b.name(), "sha256": b.sha256().map(|d| d.to_string())})).collect::<Vec<_>>(),
     });
     out.result(&text, &value);
     Ok(Exit::Done)
+}
+
+/// The base's weight files; those that were hashed before and have not changed since are not read again.
+fn base_weights(dir: &Path, store: &Store) -> anyhow::Result<Vec<Dependency>> {
+    let mut bases = Vec::new();
+    for shard in Checkpoint::open(dir)?.shards() {
+        let file = shard.map();
+        let sha256 = match store.known_digest(file.path()) {
+            Some(sha256) => sha256,
+            None => hash_file(file.path())?.0,
+        };
+        store.note_digest(file.path(), file.stamp(), sha256)?;
+        bases.push(Dependency::file(Role::Base, file.path(), sha256));
+    }
+    Ok(bases)
 }
 
 /// The adapter's weight files.

@@ -11,7 +11,7 @@ use mlpack_provenance::{
 };
 use mlpack_tensor::{Escaped, join_limited};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Subjects named in a line before the rest is counted.
 const SHOWN: usize = 3;
@@ -21,10 +21,10 @@ pub fn sign(args: &SignArgs, out: &Show) -> anyhow::Result<Exit> {
     let key = keys::private_key(&args.key, &args.passphrase)?;
     let steps = (!args.steps.is_empty()).then(|| args.steps.iter().map(|step| kind(*step)).collect());
     let only_steps = steps.is_some();
-    // Before anything is signed: the signature over the files is what may be refused.
     let chain = sign_chain(&args.path, &key, &SignOptions { steps })?;
     let whole = args.signature.is_some() || (!only_steps && (args.path.is_dir() || chain.steps.is_empty()));
-    let model = if whole { model_signature(args, &key, chain.steps.is_empty(), out)? } else { None };
+    let to = args.signature.as_deref();
+    let model = if whole { model_signature(&args.path, to, &key, chain.steps.is_empty(), out)? } else { None };
     if chain.steps.is_empty() && model.is_none() {
         bail!(
             "nothing to sign about `{}`\n  expected: a statement of such a step in its claims or in a store near it\n  found:    none",
@@ -53,17 +53,32 @@ pub fn sign(args: &SignArgs, out: &Show) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Signs what is stated about an artifact that was just made, and a directory as a whole; shared with `release`.
+pub fn sign_made(path: &Path, key: &PrivateKey, out: &Show) -> anyhow::Result<()> {
+    sign_chain(path, key, &SignOptions { steps: None })?;
+    if path.is_dir() {
+        model_signature(path, None, key, false, out)?;
+    }
+    Ok(())
+}
+
 /// Writes the signature over the whole model; `None` where the key cannot and statements were signed.
-fn model_signature(args: &SignArgs, key: &PrivateKey, alone: bool, out: &Show) -> anyhow::Result<Option<PathBuf>> {
-    let path = args.signature.clone().unwrap_or_else(|| model_signature_path(&args.path));
-    if key.algorithm() == KeyAlgorithm::Ed25519 && !alone && args.signature.is_none() {
+fn model_signature(
+    of: &Path,
+    to: Option<&Path>,
+    key: &PrivateKey,
+    alone: bool,
+    out: &Show,
+) -> anyhow::Result<Option<PathBuf>> {
+    let path = to.map_or_else(|| model_signature_path(of), Path::to_owned);
+    if key.algorithm() == KeyAlgorithm::Ed25519 && !alone && to.is_none() {
         out.warnings(&[format!(
             "no `{}`: OpenSSF Model Signing has no Ed25519; the statements are signed",
             path.display()
         )]);
         return Ok(None);
     }
-    let bundle = sign_model(&args.path, &path, key)?;
+    let bundle = sign_model(of, &path, key)?;
     write_atomic(&path, bundle.bytes())?;
     Ok(Some(path))
 }

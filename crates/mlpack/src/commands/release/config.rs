@@ -53,6 +53,8 @@ pub struct Config {
     pub modelfile: ModelfileConfig,
     /// Where to publish.
     pub publish: Option<PublishConfig>,
+    /// Who signs what is stated.
+    pub sign: Option<SignConfig>,
     #[serde(skip)]
     folder: PathBuf,
 }
@@ -135,6 +137,16 @@ pub struct ModelfileConfig {
 pub struct PublishConfig {
     /// `oci:DIR:TAG`; a relative DIR starts at the output directory.
     pub to: String,
+}
+
+/// Who signs what is stated about the outputs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignConfig {
+    /// A PEM file, or `env:NAME` for a variable that holds the PEM text.
+    pub key: String,
+    /// A file whose first line is the passphrase.
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// A parameter's value in its natural TOML type.
