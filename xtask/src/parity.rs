@@ -1,5 +1,6 @@
 //! `cargo xtask parity`: mlpack against llama.cpp, byte for byte: what it converts, what it quantizes, and single rows; and
-//! against PEFT: what it merges; against transformers in ONNX Runtime: what its graphs compute; in cosign's hands: what it signs.
+//! against PEFT: what it merges; against transformers in ONNX Runtime: what its graphs compute; in cosign's hands: what it signs; in the hands of
+//! other clients, registries and runtimes: what it publishes.
 
 mod archs;
 mod convert;
@@ -7,6 +8,7 @@ mod lineage;
 mod lora;
 mod onnx;
 mod quantize;
+mod registry;
 mod rows;
 mod subjects;
 
@@ -22,6 +24,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("archs", &["archs"]),
     ("lora", &["kinds", "opens"]),
     ("lineage", &["lineage"]),
+    ("registry", &["registry"]),
     ("onnx", &["onnx"]),
 ];
 
@@ -40,11 +43,14 @@ struct Options {
 pub fn command(arguments: &[&str]) -> Result<()> {
     let options = parse(arguments)?;
     let peers = Peers::locate()?;
-    // It has peers of its own, which take minutes to build.
+    // These have peers of their own, which take minutes to build.
     if options.cases.contains(&"lineage") {
         lineage::run(&peers, &build_mlpack(true)?)?;
     }
-    if options.cases == ["lineage"] {
+    if options.cases.contains(&"registry") {
+        registry::run(&peers, &build_mlpack(true)?)?;
+    }
+    if options.cases.iter().all(|case| ["lineage", "registry"].contains(case)) {
         return Ok(());
     }
     peers.llama_cpp()?;
@@ -124,7 +130,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 15);
+        assert_eq!(cases(&["--seed", "3"]).len(), 16);
         assert_eq!(cases(&["lora"]), ["kinds", "opens"]);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }

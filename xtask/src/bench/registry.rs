@@ -82,7 +82,6 @@ fn oras_pull(_: &Work<'_>, host: &str, out: &Path) -> Command {
 
 /// Measures pushes and pulls.
 pub fn run(bench: &Bench) -> Result<Report> {
-    ensure("docker-registry", "docker-registry")?;
     ensure("skopeo", "skopeo")?;
     let dir = bench.dir.join("registry");
     fresh(&dir)?;
@@ -104,7 +103,7 @@ pub fn run(bench: &Bench) -> Result<Report> {
     for round in 0..bench.runs {
         for at in 0..ways.len() {
             let at = (at + round) % ways.len();
-            let registry = Registry::start(&dir.join("data"))?;
+            let registry = Registry::debian(&dir.join("data"))?;
             let out = dir.join("out");
             fresh(&out)?;
             pushes[at].push(measure(&bench.peers, &mut (ways[at].push)(&work, &registry.host), &out)?);

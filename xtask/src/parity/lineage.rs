@@ -2,8 +2,8 @@
 //!
 //! Offline: keys, no transparency log, a docker-registry on loopback.
 
-use crate::peers::Peers;
-use crate::process::{attempt, ensure, output};
+use crate::peers::{GoTool, Peers};
+use crate::process::{attempt, output};
 use crate::registry::Registry;
 use crate::workspace::{self, fresh};
 use anyhow::{Context as _, Result, bail};
@@ -14,8 +14,7 @@ const FILE: &str = "dist/legal-qa-Q8_0.gguf";
 
 /// Signs and publishes the legal-qa release with each kind of key, and fails when cosign says anything else than it should.
 pub fn run(peers: &Peers, mlpack: &Path) -> Result<()> {
-    let cosign = peers.cosign()?;
-    ensure("docker-registry", "docker-registry")?;
+    let cosign = peers.go_tool(GoTool::Cosign)?;
     let work = workspace::root().join("target/parity/lineage");
     // cosign takes SHA-256 for every key unless it is told; with P-384 belongs SHA-384.
     for (algorithm, told) in
@@ -39,7 +38,7 @@ pub fn run(peers: &Peers, mlpack: &Path) -> Result<()> {
             mlpack(&["keygen", "--out", name, "--algorithm", algorithm])?;
         }
         mlpack(&["sign", FILE, "--key", "release.pem"])?;
-        let registry = Registry::start(&work.join("registry"))?;
+        let registry = Registry::debian(&work.join("registry"))?;
         let (signed, plain) = (format!("{}/signed:v1", registry.host), format!("{}/plain:v1", registry.host));
         mlpack(&["publish", FILE, &signed, "--plain-http", "--key", "release.pem"])?;
         let bundle = format!("{FILE}.sigstore.json");
