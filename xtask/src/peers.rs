@@ -291,6 +291,11 @@ impl Peers {
             process::ensure("go", "golang-go")?;
             let mut go = Command::new("go");
             go.env("GOBIN", &bin).env("GOFLAGS", "-buildvcs=false");
+            if matches!(tool, GoTool::Ollama) {
+                // Archives of Go modules leave out folders called vendor. The headers in Ollama's are those of llama.cpp.
+                self.llama_tree()?;
+                go.env("CPATH", self.llama_source().join("vendor"));
+            }
             run(go.args(["install", tool.package()]))
         })?;
         Ok(bin.join(tool.program()))

@@ -3,7 +3,7 @@
 use crate::auth::Auth;
 use crate::http::{Content, Failure, Http, Response, io_reason};
 use crate::limits::Limits;
-use crate::retry::Retry;
+use crate::retry::{Retry, http_date};
 use crate::url::Url;
 use crate::{Credentials, Error};
 use mlpack_fs::Sha256;
@@ -266,9 +266,14 @@ pub(crate) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 507..=599)
 }
 
-/// `Retry-After` in seconds; a date would need a clock.
+/// `Retry-After`: seconds, or a date, which counts from the answer's own.
 pub(crate) fn retry_after(response: &Response) -> Option<Duration> {
-    response.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+    let text = response.header("retry-after")?.trim();
+    let seconds = text.parse().ok().or_else(|| {
+        let from = response.header("date").and_then(http_date)?;
+        Some(http_date(text)?.saturating_sub(from))
+    });
+    seconds.map(Duration::from_secs)
 }
 
 /// Failures of a connection that no other try mends.

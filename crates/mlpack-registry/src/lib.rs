@@ -26,6 +26,7 @@ mod http;
 mod journal;
 mod limits;
 mod ollama;
+mod places;
 mod pull;
 mod push;
 mod referrers;

@@ -1,6 +1,7 @@
 //! A package into a repository: blobs at the same time, then manifests, then tags.
 
 use crate::journal::Journal;
+use crate::places::Places;
 use crate::upload::{Outcome, upload};
 use crate::{Error, Repository, referrers};
 use mlpack_fs::Sha256;
@@ -21,6 +22,8 @@ pub struct PushRequest<'a> {
     pub journal: Option<&'a Path>,
     /// Repositories of the same registry that may have blobs of the package already.
     pub mount_from: &'a [String],
+    /// Where it is noted which repositories of the registry have which blobs, so that they are not sent to others.
+    pub places: Option<&'a Path>,
     /// Told while bytes go.
     pub progress: Progress<'a>,
 }
@@ -46,8 +49,9 @@ pub fn push(repository: &Repository<'_>, request: &PushRequest<'_>) -> Result<Pu
     if let Some(learned) = journal.limits() {
         *repository.client.limits.lock().expect("no thread panics holding the lock") = learned;
     }
+    let places = Places::open(request.places, repository.client.host())?;
     let blobs: Vec<&Blob> = request.package.blobs().collect();
-    let outcomes = upload_all(repository, &blobs, request, &journal)?;
+    let outcomes = upload_all(repository, &blobs, request, &places, &journal)?;
     let mut pushed = Pushed::default();
     for (blob, outcome) in blobs.iter().zip(&outcomes) {
         let (count, bytes) = match outcome {
@@ -72,6 +76,7 @@ pub fn push(repository: &Repository<'_>, request: &PushRequest<'_>) -> Result<Pu
         repository.put_document(tag.as_str(), &document.media_type, &document.bytes)?;
     }
     journal.finish()?;
+    places.note(request.places, repository.name(), blobs.into_iter())?;
     Ok(pushed)
 }
 
@@ -80,6 +85,7 @@ fn upload_all(
     repository: &Repository<'_>,
     blobs: &[&Blob],
     request: &PushRequest<'_>,
+    places: &Places,
     journal: &Journal,
 ) -> Result<Vec<Outcome>, Error> {
     let mut order: Vec<usize> = (0..blobs.len()).collect();
@@ -90,7 +96,9 @@ fn upload_all(
     let work = || {
         while !stop.load(Ordering::Relaxed) {
             let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let result = upload(repository, blobs[at], request.mount_from, journal, request.progress);
+            let known = places.others(blobs[at].digest(), repository.name());
+            let from: Vec<String> = request.mount_from.iter().chain(known).cloned().collect();
+            let result = upload(repository, blobs[at], from, journal, request.progress);
             if result.is_err() {
                 stop.store(true, Ordering::Relaxed);
             } else if matches!(result, Ok(Outcome::Existed | Outcome::Mounted)) {

@@ -106,12 +106,12 @@ enum Reason {
 pub(crate) fn upload(
     repository: &Repository<'_>,
     blob: &Blob,
-    from: &[String],
+    from: Vec<String>,
     journal: &Journal,
     sent: Sent<'_>,
 ) -> Result<Outcome, Error> {
     let mut scope = repository.push_scope();
-    for source in from {
+    for source in &from {
         scope.push_str(&format!(" repository:{source}:pull"));
     }
     let digest = blob.digest();
@@ -129,7 +129,7 @@ pub(crate) fn upload(
         blob,
         scope,
         operation,
-        from: from.to_vec(),
+        from,
         journal,
         sent,
         session: None,

@@ -21,7 +21,7 @@ const MIB: usize = 1 << 20;
 
 fn send(host: &str, package: &Package, options: Options, journal: Option<&Path>) -> Result<Pushed, Error> {
     let client = Client::new(host, options, None)?;
-    let request = PushRequest { package, journal, mount_from: &[], progress: &quiet };
+    let request = PushRequest { package, journal, mount_from: &[], places: None, progress: &quiet };
     push(&client.repository("team/model"), &request)
 }
 
@@ -64,10 +64,16 @@ fn what_is_pushed_is_pulled_and_nothing_is_sent_twice() {
     // Another repository of the same registry takes the blobs over.
     let client = Client::new(&registry.host, options(), None).unwrap();
     let from = ["team/model".to_owned()];
-    let request = PushRequest { package: &package, journal: None, mount_from: &from, progress: &quiet };
+    let request = PushRequest { package: &package, journal: None, mount_from: &from, places: None, progress: &quiet };
     let mounted = push(&client.repository("other/place"), &request).unwrap();
     assert_eq!((mounted.sent, mounted.skipped), (0, 4));
     assert_eq!(client.repository("other/place").document(None, Some(&digest)).unwrap().digest, digest);
+    // So does one that nobody named, once a push has noted where the large ones are.
+    let notes = dir.path().join("notes.json");
+    for (repository, sent) in [("team/model", 0), ("third/place", 2)] {
+        let request = PushRequest { mount_from: &[], places: Some(&notes), ..request };
+        assert_eq!(push(&client.repository(repository), &request).unwrap().sent, sent, "{repository}");
+    }
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn a_registry_with_a_password_is_told_it_and_no_message_has_it() {
     let (package, _) = package(&[MIB]);
     let with = |credentials: Option<Credentials>| {
         let client = Client::new(&registry.host, options(), credentials).unwrap();
-        let request = PushRequest { package: &package, journal: None, mount_from: &[], progress: &quiet };
+        let request = PushRequest { package: &package, journal: None, mount_from: &[], places: None, progress: &quiet };
         push(&client.repository("team/model"), &request)
     };
     let password = |password: &str| Credentials::Password { user: "jo".to_owned(), password: password.to_owned() };
@@ -148,14 +154,17 @@ fn a_push_survives_failures_of_the_registry_and_waits_as_long_as_it_asks() {
     let registry = Registry::start(&Setup::default());
     let Some(registry) = registry else { return };
     let asked = vec![("Retry-After", "7".to_owned())];
-    let acts = vec![Act::Answer(429, asked, Vec::new()), status(503), status(500)];
+    // A date counts from the answer's own.
+    let date = |time: &str| format!("Sun, 06 Nov 1994 08:49:{time} GMT");
+    let until = vec![("Retry-After", date("48")), ("Date", date("37"))];
+    let acts = vec![Act::Answer(429, asked, Vec::new()), Act::Answer(503, until, Vec::new()), status(503), status(500)];
     let proxy = Proxy::start(&registry.host, script(method("POST"), acts));
     let pauses = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&pauses);
     let pause = Arc::new(move |pause: Duration| seen.lock().unwrap().push(pause.as_millis()));
     let (package, _) = package(&[]);
     send(&proxy.host, &package, Options { pause, ..options() }, None).unwrap();
-    assert_eq!(*pauses.lock().unwrap(), [7000, 1000, 2000]);
+    assert_eq!(*pauses.lock().unwrap(), [7000, 11_000, 2000, 4000]);
 }
 
 #[test]
@@ -262,7 +271,7 @@ fn no_credential_goes_to_another_host() {
     let (package, _) = package(&[MIB]);
     let credentials = Credentials::Password { user: "jo".to_owned(), password: "s3cret".to_owned() };
     let client = Client::new(&registry.host, options(), Some(credentials.clone())).unwrap();
-    let request = PushRequest { package: &package, journal: None, mount_from: &[], progress: &quiet };
+    let request = PushRequest { package: &package, journal: None, mount_from: &[], places: None, progress: &quiet };
     push(&client.repository("team/model"), &request).unwrap();
     // Blobs are elsewhere: a storage that wants no authorization and would keep it.
     let data = noise(MIB, 1);

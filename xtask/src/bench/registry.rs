@@ -1,11 +1,12 @@
-//! Pushing and pulling 2 GB over loopback, against skopeo and, where it is installed, oras.
+//! Pushing and pulling 2 GB over loopback, against skopeo and oras.
 //!
 //! Every run has a docker-registry of its own with nothing in it, on the memory file system. For a push the other side of the
 //! same layout is skopeo, and of the same file oras; a pull ends in a directory, with every digest checked.
 
 use super::cost::{Cost, measure, megabytes};
 use super::{Bench, Report, fresh};
-use crate::process::{self, ensure, find};
+use crate::peers::GoTool;
+use crate::process::{self, ensure};
 use crate::registry::Registry;
 use anyhow::{Context as _, Result};
 use std::io::Write as _;
@@ -26,6 +27,7 @@ struct Way {
 
 struct Work<'a> {
     mlpack: &'a Path,
+    oras: PathBuf,
     layout: PathBuf,
     model: PathBuf,
 }
@@ -60,14 +62,14 @@ fn skopeo_pull(_: &Work<'_>, host: &str, out: &Path) -> Command {
 }
 
 fn oras_push(work: &Work<'_>, host: &str) -> Command {
-    let mut command = Command::new("oras");
+    let mut command = Command::new(&work.oras);
     command.args(["push", "--plain-http", "--no-tty", "--disable-path-validation", &format!("{host}/bench/model:v1")]);
     command.arg(work.model.join("model.safetensors"));
     command
 }
 
-fn oras_pull(_: &Work<'_>, host: &str, out: &Path) -> Command {
-    let mut command = Command::new("oras");
+fn oras_pull(work: &Work<'_>, host: &str, out: &Path) -> Command {
+    let mut command = Command::new(&work.oras);
     command.args([
         "pull",
         "--plain-http",
@@ -85,19 +87,16 @@ pub fn run(bench: &Bench) -> Result<Report> {
     ensure("skopeo", "skopeo")?;
     let dir = bench.dir.join("registry");
     fresh(&dir)?;
-    let work = Work { mlpack: &bench.mlpack, layout: dir.join("layout"), model: dir.join("model") };
+    let oras = bench.peers.go_tool(GoTool::Oras)?;
+    let work = Work { mlpack: &bench.mlpack, oras, layout: dir.join("layout"), model: dir.join("model") };
     write_noise(&work.model)?;
     let layout = format!("oci:{}:v1", work.layout.display());
     process::run(Command::new(&bench.mlpack).arg("publish").arg(&work.model).arg(&layout))?;
-    let mut ways = vec![
+    let ways = [
         Way { name: "mlpack", push: mlpack_push, pull: mlpack_pull },
         Way { name: "skopeo", push: skopeo_push, pull: skopeo_pull },
+        Way { name: "oras", push: oras_push, pull: oras_pull },
     ];
-    if find("oras").is_some() {
-        ways.push(Way { name: "oras", push: oras_push, pull: oras_pull });
-    } else {
-        eprintln!("skipped: oras is not installed");
-    }
     let mut pushes: Vec<Vec<Cost>> = ways.iter().map(|_| Vec::new()).collect();
     let mut pulls = pushes.clone();
     for round in 0..bench.runs {

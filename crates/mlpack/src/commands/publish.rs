@@ -250,14 +250,19 @@ fn send(
         Place::Registry { client, repository, .. } => (client, repository),
     };
     let repository = client.repository(name);
-    let target = Sha256::of(repository.to_string().as_bytes()).to_string();
-    let journal = Store::beside(folder).dir().join("push").join(format!("{}.json", &target[..16]));
+    let note = |subject: &str, suffix: &str| {
+        let name = format!("{}{suffix}", &Sha256::of(subject.as_bytes()).to_string()[..16]);
+        Store::beside(folder).dir().join("push").join(name)
+    };
+    let journal = note(&repository.to_string(), ".json");
+    let places = note(client.host(), ".blobs.json");
     let bar = out.progress(package.byte_len());
     let progress = |n: i64| match u64::try_from(n) {
         Ok(n) => bar.inc(n),
         Err(_) => bar.dec(n.unsigned_abs()),
     };
-    let request = PushRequest { package, journal: Some(&journal), mount_from, progress: &progress };
+    let request =
+        PushRequest { package, journal: Some(&journal), mount_from, places: Some(&places), progress: &progress };
     let pushed = mlpack_registry::push(&repository, &request)?;
     bar.finish_and_clear();
     Ok((pushed.bytes_sent, pushed.bytes_skipped))
