@@ -263,6 +263,14 @@ fn a_model_goes_into_ollamas_store_with_its_digest() {
     let system = layer(&manifest, "application/vnd.ollama.image.system")["digest"].as_str().unwrap();
     let system = dir.path(&format!("store/blobs/{}", system.replace(':', "-")));
     assert_eq!(std::fs::read_to_string(system).unwrap(), "Be brief.");
+    // What the Modelfile beside the GGUF says stays until an option says something else.
+    let layers = |name: &str, option: &[&str]| {
+        let done = mlpack(&dir).args(["deploy", "ollama", "m-Q8_0.gguf", name, "--store", "store"]).args(option).json();
+        let manifest = dir.path(done["manifest"].as_str().unwrap());
+        serde_json::from_str::<Value>(&std::fs::read_to_string(manifest).unwrap()).unwrap()["layers"].clone()
+    };
+    assert_eq!(layers("again", &[]), manifest["layers"]);
+    assert!(!layers("other", &["--parameter", "seed=1"]).to_string().contains("image.system"));
 }
 
 #[test]
@@ -348,20 +356,23 @@ fn run_until_done(dir: &TestDir, args: &[&str], trap: &Mutex<Trap>, moments: &[u
     panic!("the last run is not killed");
 }
 
-/// Kills the process at the request whose turn it is.
+/// Kills the process at the request whose turn it is: in the middle of a body, or when all went through and before, in or
+/// after the answer.
 fn springs(trap: &Arc<Mutex<Trap>>) -> impl FnMut(&Seen) -> Act + Send + 'static {
     let trap = Arc::clone(trap);
+    let mut random = 1u64;
     move |seen| {
         let mut trap = trap.lock().unwrap();
         trap.seen += 1;
         trap.left = trap.left.saturating_sub(1);
-        if trap.left > 0 {
-            return Act::Pass;
-        }
-        if let Some(pid) = trap.pid.take() {
-            assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
-        }
-        if seen.method == "PATCH" { Act::DropBody(5_000_000) } else { Act::Drop }
+        let Some(pid) = trap.pid.filter(|_| trap.left == 0) else { return Act::Pass };
+        trap.pid = None;
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let len: u64 = seen.header("content-length").map_or(0, |len| len.parse().unwrap());
+        // Parts of answers have 16 MiB, chunks of bodies 32.
+        let reach = if len > 0 { len + len / 8 } else { 18 << 20 };
+        let after = if random >> 60 == 0 { len } else { (random >> 20) % (reach + 1) };
+        Act::Kill { pid, after }
     }
 }
 

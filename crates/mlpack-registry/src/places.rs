@@ -80,7 +80,8 @@ impl Places {
             std::fs::create_dir_all(dir).map_err(|e| mlpack_fs::Error::io(Operation::CreateDir, dir, e))?;
         }
         let bytes = serde_json::to_vec(&self).expect("string keys serialise");
-        Ok(write_atomic(path, &bytes)?)
+        write_atomic(path, &bytes)?;
+        Ok(())
     }
 }
 

@@ -409,6 +409,21 @@ fn a_line_that_stays_broken_is_given_up_with_its_reason_and_what_came_is_kept() 
 }
 
 #[test]
+fn what_does_not_fit_on_the_disk_is_refused_before_anything_is_asked_or_reserved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sub/m.gguf");
+    // Nobody listens there.
+    let client = Client::new("127.0.0.1:1", options(), None).unwrap();
+    for byte_len in [1 << 60, u64::MAX] {
+        let wanted = Wanted { digest: Sha256::of(b""), byte_len, path: path.clone(), known: Vec::new() };
+        let error = pull(&client.repository("x"), &[wanted.clone(), wanted], &quiet).unwrap_err();
+        let needed = byte_len.saturating_mul(2);
+        assert!(matches!(&error, Error::NoSpace { needed: n, .. } if *n == needed), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn what_another_file_has_is_copied_and_only_the_rest_is_fetched() {
     let Some(registry) = Registry::start(&Setup::default()) else { return };
     let (package, _) = package(&[40 * MIB]);

@@ -103,11 +103,16 @@ impl Scene<'_> {
         let mut discover = Command::new(peers.go_tool(GoTool::Oras)?);
         let referrers = output(discover.args(["discover", "--plain-http", "--format", "json", &reference]))?;
         check!(referrers.contains("application/vnd.mlpack.claims.v1+jsonl"), "oras finds no claims: {referrers}");
-        let mut crane = Command::new(peers.go_tool(GoTool::Crane)?);
-        run_quiet(crane.args(["validate", "--insecure", "--remote", &format!("{reference}-image")]))?;
-        println!(
-            "  mlpack and oras pull the same bytes, oras finds the claims, crane finds every layer of the image right"
-        );
+        // Whole, its check takes every layer for gzip; without the layers it is right, and their files are exported below.
+        let crane = peers.go_tool(GoTool::Crane)?;
+        let image = format!("{reference}-image");
+        run_quiet(Command::new(&crane).args(["validate", "--fast", "--insecure", "--remote", &image]))?;
+        let exported = self.work.join("pulled/crane.tar");
+        run_quiet(Command::new(&crane).args(["export", "--insecure", &image]).arg(&exported))?;
+        fresh(&self.work.join("pulled/crane"))?;
+        run_quiet(Command::new("tar").arg("-xf").arg(&exported).arg("-C").arg(self.work.join("pulled/crane")))?;
+        self.same(&self.work.join("pulled/crane/models/legal-qa-Q8_0.gguf"))?;
+        println!("  mlpack, oras and crane pull the same bytes, oras finds the claims, crane finds the image right");
         Ok(())
     }
 
@@ -157,8 +162,7 @@ impl Scene<'_> {
             if http(&address, "GET", "/health", "").is_ok_and(|answer| answer.contains(" 200 ")) {
                 let question = serde_json::json!({"prompt": PROMPT, "n_predict": 16, "temperature": 0});
                 let answer = http(&address, "POST", "/completion", &question.to_string())?;
-                let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-                let answer: serde_json::Value = serde_json::from_str(body).context("the server's answer is no JSON")?;
+                let answer = json(&answer)?;
                 let said = answer["content"].as_str().unwrap_or_default();
                 check!(!said.is_empty(), "the server says nothing: {answer}");
                 println!("  it answers: {said:?}");
@@ -196,6 +200,12 @@ fn http(address: &str, method: &str, path: &str, body: &str) -> Result<String> {
     let mut answer = String::new();
     socket.take(workspace::TEXT_LIMIT).read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// The document that an answer has.
+fn json(answer: &str) -> Result<serde_json::Value> {
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).with_context(|| format!("the answer is no JSON: {answer}"))
 }
 
 /// Copies a program and the libraries that it loads below `root`, each to its own path.
@@ -272,12 +282,24 @@ impl Ollama {
     fn answers(&self, name: &str) -> Result<()> {
         let shown = output(&mut self.command(&["show", name]))?;
         check!(shown.contains("llama") && shown.contains("Q8_0"), "ollama shows something else: {shown}");
-        let said = output(&mut self.command(&["run", name, PROMPT]))?;
-        check!(!said.trim().is_empty(), "{name} says nothing");
-        println!(
-            "  ollama shows it and generates: {:?}",
-            said.split_whitespace().take(12).collect::<Vec<_>>().join(" ")
+        let messages =
+            serde_json::json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]);
+        let chat = |more: serde_json::Value| -> Result<serde_json::Value> {
+            let mut question = serde_json::json!({"model": name, "messages": messages, "stream": false});
+            question.as_object_mut().context("it is an object")?.extend(more.as_object().cloned().unwrap_or_default());
+            json(&http(&self.host, "POST", "/api/chat", &question.to_string())?)
+        };
+        // What Ollama makes of the messages with the template that mlpack translated for it.
+        let prompt = chat(serde_json::json!({"_debug_render_only": true}))?;
+        let prompt = prompt["_debug_info"]["rendered_template"].as_str().unwrap_or_default();
+        let wanted = format!(
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
         );
+        check!(prompt == wanted, "ollama renders {prompt:?} instead of {wanted:?}");
+        let said = chat(serde_json::json!({"options": {"temperature": 0, "num_predict": 16}}))?;
+        let said = said["message"]["content"].as_str().unwrap_or_default();
+        check!(!said.trim().is_empty(), "{name} says nothing");
+        println!("  ollama shows it, renders its template and generates: {said:?}");
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +29,8 @@ pub enum Act {
     Corrupt(u64),
     /// The answer stands still after so many bytes of its body, until the test ends.
     Stall(u64),
+    /// The process that asked is killed after so many bytes of its body, or, when all of that went through, of the answer's.
+    Kill { pid: u32, after: u64 },
 }
 
 /// A request as the proxy saw it.
@@ -94,6 +97,11 @@ impl Drop for Proxy {
         self.ended.store(true, Ordering::SeqCst);
         drop(TcpStream::connect(&self.host));
     }
+}
+
+/// The process may have ended by itself.
+fn kill(pid: u32) {
+    drop(Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status().unwrap());
 }
 
 fn read_head(stream: &mut TcpStream) -> io::Result<Option<(Vec<String>, Vec<u8>)>> {
@@ -166,17 +174,31 @@ fn relay(
         }
     }
     server.write_all(format!("{head}\r\n").as_bytes())?;
-    let through = if let Act::DropBody(limit) = &act { len.min(*limit) } else { len };
+    let through = match &act {
+        Act::DropBody(limit) => len.min(*limit),
+        Act::Kill { after, .. } => len.min(*after),
+        _ => len,
+    };
     let mut body = early.chain(&client).take(through);
     seen.body_len = io::copy(&mut body, &mut server)?;
-    let cut = matches!(act, Act::DropBody(_));
+    let cut = matches!(act, Act::DropBody(_)) || matches!(act, Act::Kill { .. } if through < len);
     seen.passed = !cut && seen.body_len == len;
     log.lock().unwrap().push(seen);
     if cut {
+        if let Act::Kill { pid, .. } = &act {
+            kill(*pid);
+        }
         server.shutdown(Shutdown::Both)?;
         return client.shutdown(Shutdown::Both);
     }
     let Some((lines, early)) = read_head(&mut server)? else { return client.shutdown(Shutdown::Both) };
+    if let Act::Kill { pid, after } = &act
+        && *after == len
+    {
+        // The registry has done what was asked, and nobody learns of it.
+        kill(*pid);
+        return client.shutdown(Shutdown::Both);
+    }
     let status: u16 = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
     let status = if let Act::PassAs(other) = &act { *other } else { status };
     let mut text = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n");
@@ -194,6 +216,10 @@ fn relay(
             io::copy(&mut body.by_ref().take(limit), &mut client)?;
             // Until the other side has enough of waiting.
             while !ended.load(Ordering::SeqCst) && client.read(&mut [0; 64])? > 0 {}
+        }
+        Act::Kill { pid, after } => {
+            io::copy(&mut body.take(after - len), &mut client)?;
+            kill(pid);
         }
         Act::Corrupt(at) => {
             io::copy(&mut body.by_ref().take(at), &mut client)?;

@@ -19,10 +19,13 @@ pub struct Settings {
     pub template: Option<String>,
     pub parameters: Vec<Parameter>,
     pub licenses: Vec<String>,
+    /// Nothing is said, and what lies beside a model already stays as it is.
+    pub keep: bool,
 }
 
 impl Settings {
-    /// From the command line: parameters are checked, files are read.
+    /// From the command line: parameters are checked, files are read. Where it says nothing, a Modelfile is kept that an
+    /// earlier command or a person wrote.
     pub fn new(args: &ModelfileArgs) -> anyhow::Result<Settings> {
         let parameters = args.parameters.iter().map(|text| {
             let (name, value) = text.split_once('=').with_context(|| {
@@ -30,7 +33,10 @@ impl Settings {
             })?;
             Ok(Parameter::new(name.trim(), value.trim())?)
         });
+        let ModelfileArgs { system, template, parameters: texts, licenses } = args;
+        let keep = system.is_none() && template.is_none() && texts.is_empty() && licenses.is_empty();
         Ok(Settings {
+            keep,
             system: args.system.clone(),
             template: args.template.as_deref().map(text).transpose()?,
             parameters: parameters.collect::<anyhow::Result<_>>()?,
@@ -49,9 +55,14 @@ pub fn path_beside(gguf: &Path) -> PathBuf {
     gguf.with_extension("Modelfile")
 }
 
-/// Writes the Modelfile of a GGUF beside it. The template is the one given, else the model's own chat template in Ollama's
-/// language; where that cannot be expressed there is none, and a warning says why.
+/// Writes the Modelfile of a GGUF beside it, unless the one that is there is kept. The template is the one given, else the
+/// model's own chat template in Ollama's language; where that cannot be expressed there is none, and a warning says why.
 pub fn write_beside(gguf: &GgufFile, settings: &Settings, out: &Show) -> anyhow::Result<PathBuf> {
+    let path = path_beside(gguf.path());
+    if settings.keep && path.is_file() {
+        out.step(&format!("taking `{}` as it is", path.display()));
+        return Ok(path);
+    }
     let file_name = gguf.path().file_name().unwrap_or_default().to_string_lossy();
     let mut modelfile = Modelfile::new(format!("./{file_name}"));
     let mut stops = Vec::new();
@@ -76,7 +87,6 @@ pub fn write_beside(gguf: &GgufFile, settings: &Settings, out: &Show) -> anyhow:
     for name in modelfile.deprecated_parameters() {
         out.warnings(&[format!("parameter `{name}` is ignored by Ollama")]);
     }
-    let path = path_beside(gguf.path());
     write_atomic(&path, modelfile.render()?.as_bytes())?;
     Ok(path)
 }

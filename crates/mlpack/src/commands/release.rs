@@ -134,6 +134,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         template: declared.template.as_ref().map(read).transpose()?,
         parameters,
         licenses: declared.license.iter().map(read).collect::<Result<_, _>>()?,
+        keep: false,
     })
 }
 
