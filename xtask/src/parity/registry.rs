@@ -157,7 +157,8 @@ impl Scene<'_> {
         ]);
         podman.args(["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1024:1024", &reference]);
         let log = std::fs::File::create(self.work.join("podman.log")).context("cannot write podman's log")?;
-        let _container = Container(podman.stdout(Stdio::null()).stderr(log).spawn().context("cannot start podman")?);
+        let podman = podman.stdout(Stdio::null()).stderr(log).spawn().context("cannot start podman")?;
+        let _container = Container { podman, image: reference };
         for _ in 0..PATIENCE {
             if http(&address, "GET", "/health", "").is_ok_and(|answer| answer.contains(" 200 ")) {
                 let question = serde_json::json!({"prompt": PROMPT, "n_predict": 16, "temperature": 0});
@@ -221,13 +222,17 @@ fn copy_with_libraries(program: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A container that ends with its value.
-struct Container(Child);
+/// A container that ends with its value, and its image with it.
+struct Container {
+    podman: Child,
+    image: String,
+}
 
 impl Drop for Container {
     fn drop(&mut self) {
         drop(run_quiet(Command::new("podman").args(["kill", CONTAINER])));
-        drop(self.0.wait());
+        drop(self.podman.wait());
+        drop(run_quiet(Command::new("podman").args(["rmi", "--force", &self.image])));
     }
 }
 
