@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -101,7 +101,7 @@ impl Drop for Proxy {
 
 /// The process may have ended by itself.
 fn kill(pid: u32) {
-    drop(Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status().unwrap());
+    drop(Command::new("kill").args(["-9", &pid.to_string()]).output().unwrap());
 }
 
 fn read_head(stream: &mut TcpStream) -> io::Result<Option<(Vec<String>, Vec<u8>)>> {
