@@ -25,6 +25,7 @@
 
 mod blocks;
 mod codec;
+mod columns;
 mod error;
 mod float;
 mod kernels;
@@ -35,6 +36,7 @@ mod validate;
 pub use codec::{
     can_decode, can_encode, decode, decode_on, encode, encode_on, needs_importance, uses_importance, widen, widen_on,
 };
+pub use columns::{ColumnBlocks, ColumnPart, Extremes, decode_columns, decode_table, encode_columns, encode_table};
 pub use error::Error;
 pub use kernels::Backend;
 pub use nbits::{NBits, NBitsPart};
