@@ -17,12 +17,18 @@ fn files(done: &Value) -> Vec<String> {
 #[test]
 fn every_precision_and_profile_gives_the_recorded_bytes() {
     let mut lines = Vec::new();
-    for (profile, precisions) in [("std", "fp32,fp16,bf16,int8,int4"), ("portable", "fp32,fp16"), ("ort", "fp32,int4")]
-    {
+    let kinds: [(&str, &str, &[&str]); 5] = [
+        ("std", "fp32,fp16,bf16,int8,int4", &[]),
+        ("portable", "fp32,fp16,int8", &[]),
+        ("ort", "fp32,int4", &[]),
+        ("std", "int8,int4", &["--scheme", "qdq", "--asymmetric"]),
+        ("std", "int4", &["--scheme", "qdq", "--block-size", "64"]),
+    ];
+    for (profile, precisions, options) in kinds {
         let dir = TestDir::new();
         let args = ["convert", &base(), "-a", &adapter(), "--to", "onnx", "--precision", precisions];
-        let done = mlpack(&dir).args(args).args(["--profile", profile, "-o", "out"]).json();
-        lines.push(format!("{profile}:"));
+        let done = mlpack(&dir).args(args).args(options).args(["--profile", profile, "-o", "out"]).json();
+        lines.push(format!("{profile} {}:", options.join(" ")).replace(" :", ":"));
         lines.extend(files(&done));
     }
     insta::assert_snapshot!(lines.join("\n"));
@@ -30,13 +36,14 @@ fn every_precision_and_profile_gives_the_recorded_bytes() {
 
 #[test]
 fn threads_and_memory_do_not_change_a_byte() {
-    let convert = |threads: &str, memory: &str| {
-        let dir = TestDir::new();
-        let args = ["convert", &base(), "-a", &adapter(), "--to", "onnx", "--precision", "fp32,int4", "-o", "out"];
-        files(&mlpack(&dir).args(args).args(["--threads", threads, "--memory", memory]).json())
-    };
-    let one = convert("1", "256MiB");
-    assert_eq!(one, convert("3", "12MiB"));
+    for (precision, scheme) in [("fp32,int4", "blocks"), ("int4,int8", "qdq"), ("int8", "dynamic")] {
+        let convert = |threads: &str, memory: &str| {
+            let dir = TestDir::new();
+            let args = ["convert", &base(), "-a", &adapter(), "--to", "onnx", "--precision", precision, "-o", "out"];
+            files(&mlpack(&dir).args(args).args(["--scheme", scheme, "--threads", threads, "--memory", memory]).json())
+        };
+        assert_eq!(convert("1", "256MiB"), convert("3", "12MiB"), "{scheme}");
+    }
 }
 
 #[test]
@@ -50,6 +57,101 @@ fn converting_through_a_merge_equals_converting_the_merged_checkpoint() {
         let digest = |folder: &str| sha256(&dir.path(&format!("{folder}/onnx/{file}")));
         assert_eq!(digest("from-merged"), digest("through"), "{file}");
     }
+}
+
+#[test]
+fn limits_of_the_error_hold_for_columns_and_tables() {
+    let dir = TestDir::new();
+    let args = |scheme: &'static str, precision: &'static str, limit: &'static str| {
+        let base = base();
+        let args = ["convert", &base, "--to", "onnx", "--precision", precision, "--scheme", scheme];
+        [&args[..], &["--max-rmse", limit, "-o", scheme]].concat().iter().map(|a| (*a).to_owned()).collect::<Vec<_>>()
+    };
+    let refused_as = |args: Vec<String>| refused(&dir, &args.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+    let text = refused_as(args("dynamic", "int8", "0.000001"));
+    assert!(text.contains("model.embed_tokens.weight_quantized"), "{text}");
+    assert!(text.contains("q_proj.MatMul.weight_quantized"), "{text}");
+    let text = refused_as(args("qdq", "int4", "0.0001"));
+    assert!(text.contains("q_proj.MatMul.weight_Q4"), "{text}");
+    mlpack(&dir).args(args("dynamic", "int8", "0.01")).succeed();
+    mlpack(&dir).args(args("qdq", "int4", "0.5")).succeed();
+}
+
+#[test]
+fn what_float16_cannot_hold_is_named_and_can_stay_float32() {
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    let file = dir.path("bert/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let mut change = |name: &str, element: usize, value: f32| {
+        let at = 8 + header_len + header[name]["data_offsets"][0].as_u64().unwrap() as usize + 4 * element;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    };
+    change("encoder.layer.0.output.dense.weight", 50, -70000.0);
+    change("encoder.layer.0.attention.output.LayerNorm.gamma", 3, 65520.0);
+    change("encoder.layer.0.attention.self.query.weight", 3, 65519.0);
+    std::fs::write(&file, bytes).unwrap();
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32,fp16", "-o", "out"];
+    insta::assert_snapshot!("onnx-overflow", refused(&dir, &args, 3));
+    let done = mlpack(&dir).args(args).args(["--keep-fp32", "overflow"]).json();
+    let kept = ["encoder.layer.0.attention.output.LayerNorm.gamma", "encoder.layer.0.output.dense.weight"];
+    assert_eq!(done["kept_fp32"], serde_json::json!(kept));
+    let length = |file: &str| std::fs::metadata(dir.path(file)).unwrap().len();
+    let (wide, narrow) = (length("out/onnx/model.onnx_data"), length("out/onnx/model_fp16.onnx_data"));
+    assert!(narrow > wide / 2 && narrow < wide * 6 / 10, "{narrow} of {wide}");
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp16", "--keep-fp32", "no-such-tensor", "-o", "no"];
+    insta::assert_snapshot!("onnx-keep-unknown", refused(&dir, &args, 2));
+}
+
+#[test]
+fn graphs_say_what_they_are_made_from_and_are_rebuilt() {
+    let dir = TestDir::new();
+    let args = ["convert", &base(), "-a", &adapter(), "--to", "onnx", "--precision", "fp32,int4", "--embed-provenance"];
+    mlpack(&dir).args(args).args(["--fix-dims", "batch=1", "--profile", "ort", "-o", "out"]).succeed();
+    let graph = std::fs::read(dir.path("out/onnx/model_q4.onnx")).unwrap();
+    let says = mlpack_onnx_metadata(&graph);
+    assert!(says.contains("mlpack.build") && says.contains("mlpack.adapter.0.sha256"), "{says}");
+    let traced = mlpack(&dir).args(["trace", "out/onnx/model_q4.onnx"]).succeed();
+    assert!(traced.contains("legal-qa-lora"), "{traced}");
+    let again = mlpack(&dir).args(["rebuild", "out"]).json();
+    assert_eq!(again["same"], true, "{again}");
+    small_bert(&dir, "BertForTokenClassification");
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp16,int8", "--task", "feature-extraction"];
+    std::fs::remove_file(dir.path("bert/modules.json")).unwrap();
+    mlpack(&dir).args(args).args(["--scheme", "dynamic", "--keep-fp32", "LayerNorm", "-o", "vectors"]).succeed();
+    let again = mlpack(&dir).args(["rebuild", "vectors"]).json();
+    assert_eq!(again["same"], true, "{again}");
+}
+
+/// The printable part of a graph's end.
+fn mlpack_onnx_metadata(graph: &[u8]) -> String {
+    graph[graph.len().saturating_sub(8192)..]
+        .iter()
+        .map(|b| if b.is_ascii_graphic() { *b as char } else { ' ' })
+        .collect()
+}
+
+#[test]
+fn another_task_leaves_the_head_out() {
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    let refused_as = |task: &str, code| {
+        let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32", "--task", task, "-o", "out"];
+        refused(&dir, &args, code)
+    };
+    insta::assert_snapshot!("onnx-task-unknown", refused_as("text-generation", 2));
+    let text = refused_as("question-answering", 3);
+    assert!(text.contains("qa_outputs.weight"), "{text}");
+    let config = dir.path("bert/config.json");
+    let text = std::fs::read_to_string(&config).unwrap().replace("BertModel", "BertForSequenceClassification");
+    std::fs::write(&config, text).unwrap();
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32", "--task", "feature-extraction", "-o", "out"];
+    let done = mlpack(&dir).args(args).json();
+    assert_eq!(done["task"], "feature-extraction");
+    let args = ["convert", &base(), "--to", "onnx", "--precision", "fp32", "--task", "fill-mask", "-o", "no"];
+    insta::assert_snapshot!("onnx-task-of-decoder", refused(&dir, &args, 2));
 }
 
 #[test]
@@ -71,6 +173,13 @@ fn what_has_no_meaning_is_refused() {
         ("onnx-quant", &["--quant", "Q8_0"], 2),
         ("onnx-name", &["--precision", "fp32", "--name", "x"], 2),
         ("onnx-imatrix", &["--precision", "int4", "--imatrix", "x.gguf"], 2),
+        ("onnx-layout", &["--precision", "fp32", "--layout", "genia"], 2),
+        ("onnx-genai-two", &["--precision", "fp32,int4", "--layout", "genai"], 2),
+        ("onnx-fix-name", &["--precision", "fp32", "--fix-dims", "batches=1"], 2),
+        ("onnx-fix-size", &["--precision", "fp32", "--fix-dims", "batch=1,sequence=0"], 2),
+        ("onnx-fix-twice", &["--precision", "fp32", "--fix-dims", "batch=1,batch=2"], 2),
+        ("onnx-dynamic-int4", &["--precision", "int4", "--scheme", "dynamic"], 2),
+        ("onnx-portable-int4-qdq", &["--precision", "int4", "--scheme", "qdq", "--profile", "portable"], 3),
         ("onnx-portable-int4", &["--precision", "int4", "--profile", "portable"], 3),
     ];
     for (name, options, code) in cases {
@@ -80,6 +189,79 @@ fn what_has_no_meaning_is_refused() {
         let text = refused(&dir, &args, *code);
         insta::assert_snapshot!(*name, text);
     }
+}
+
+#[test]
+fn each_runtime_finds_what_it_looks_for() {
+    let dir = TestDir::new();
+    let convert = |layout: &str, precision: &str| {
+        let args = ["convert", &base(), "--to", "onnx", "--precision", precision, "--layout", layout, "-o", layout];
+        mlpack(&dir).args(args).succeed();
+        let mut names: Vec<String> = walkdir(&dir.path(layout));
+        names.retain(|name| name.contains("onnx") || name.contains("config"));
+        names.join(" ")
+    };
+    let read = |file: &str| String::from_utf8(std::fs::read(dir.path(file)).unwrap()).unwrap();
+    let files = convert("genai", "int4");
+    assert_eq!(
+        files,
+        "config.json genai_config.json generation_config.json model.onnx model.onnx_data tokenizer_config.json"
+    );
+    insta::assert_snapshot!("genai-config", read("genai/genai_config.json"));
+    let files = convert("plain", "fp32,int4");
+    let expected = "config.json generation_config.json model.onnx model.onnx_data model_q4.onnx model_q4.onnx_data tokenizer_config.json";
+    assert_eq!(files, expected);
+    let files = convert("transformers.js", "int8,int4");
+    let expected = "config.json generation_config.json onnx/model_int8.onnx onnx/model_int8.onnx_data onnx/model_q4.onnx onnx/model_q4.onnx_data tokenizer_config.json";
+    assert_eq!(files, expected);
+    let config: Value = serde_json::from_str(&read("transformers.js/config.json")).unwrap();
+    let own = serde_json::json!({"use_external_data_format": {"model_int8.onnx": 1, "model_q4.onnx": 1}});
+    assert_eq!(config["transformers.js_config"], own);
+    assert_eq!(config["hidden_size"], 256, "the rest of the config is still there");
+    assert!(read("plain/config.json") == read_text(&fixture("legal-qa/kjv-llama/config.json")));
+}
+
+fn read_text(path: &std::path::Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The files of a directory and of the folders in it, sorted.
+fn walkdir(dir: &std::path::Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                names.push(path.strip_prefix(dir).unwrap().display().to_string());
+            }
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn sizes_that_are_known_are_in_the_graph() {
+    let dir = TestDir::new();
+    let has = |dims: &str| {
+        let args = ["convert", &base(), "--to", "onnx", "--precision", "fp32", "--fix-dims", dims, "-o", dims];
+        mlpack(&dir).args(args).succeed();
+        let graph = std::fs::read(dir.path(&format!("{dims}/onnx/model.onnx"))).unwrap();
+        let names = ["batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"];
+        names.map(|name| graph.windows(name.len()).any(|part| part == name.as_bytes()))
+    };
+    assert_eq!(has("batch=1,sequence=128"), [false, true, true, true], "how long the cache is is open");
+    assert_eq!(has("batch=1,sequence=1,past=127"), [false; 4]);
+    small_bert(&dir, "BertModel");
+    let args = |dims: &'static str| {
+        ["convert", "bert", "--to", "onnx", "--precision", "fp32", "--fix-dims", dims, "-o", "out"]
+    };
+    insta::assert_snapshot!("onnx-fix-long", refused(&dir, &args("sequence=17"), 2));
+    insta::assert_snapshot!("onnx-fix-past", refused(&dir, &args("past=17"), 2));
+    mlpack(&dir).args(args("batch=1,sequence=16")).succeed();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Our files in the hands of other implementations.
 
 use crate::support::{TestDir, fixture, mlpack};
+use std::path::PathBuf;
 use std::process::Command;
 
 #[test]
@@ -39,17 +40,47 @@ fn the_safetensors_crate_reads_a_merged_checkpoint() {
     assert_eq!(merged.tensor("model.layers.0.self_attn.q_proj.weight").unwrap().shape(), [256, 256]);
 }
 
-#[test]
-fn onnx_runtime_generates_what_transformers_does() {
-    let script = |name: &str| fixture("../xtask/scripts").join(name);
-    let peers = std::env::var_os("MLPACK_PEERS_DIR").map_or_else(|| fixture("../target/peers"), Into::into);
+/// A Python that has onnx and onnxruntime, where there is one.
+fn onnx_python() -> Option<PathBuf> {
+    let peers: PathBuf = std::env::var_os("MLPACK_PEERS_DIR").map_or_else(|| fixture("../target/peers"), Into::into);
     let python = peers.join("venv/bin/python");
     let imports = Command::new(&python).args(["-c", "import onnx, onnxruntime"]).output();
     if !imports.is_ok_and(|output| output.status.success()) {
         assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none(), "onnxruntime is required and not installed");
         println!("skipped: needs onnxruntime (cargo xtask peers onnx)");
-        return;
+        return None;
     }
+    Some(python)
+}
+
+fn script(name: &str) -> PathBuf {
+    fixture("../xtask/scripts").join(name)
+}
+
+#[test]
+fn graphs_of_static_shapes_compute_what_open_ones_do() {
+    let Some(python) = onnx_python() else { return };
+    let dir = TestDir::new();
+    let base = fixture("legal-qa/kjv-llama");
+    for profile in ["std", "portable", "ort"] {
+        let convert = |name: &str, dims: &[&str]| {
+            let args = ["convert", base.to_str().unwrap(), "--to", "onnx", "--precision", "fp32", "--layout", "plain"];
+            mlpack(&dir).args(args).args(["--profile", profile, "-o", name]).args(dims).succeed();
+            dir.path(name).join("model.onnx")
+        };
+        let open = convert(&format!("{profile}-open"), &[]);
+        for dims in ["batch=1,sequence=16,past=0", "batch=1,sequence=1,past=15"] {
+            let fixed = convert(&format!("{profile}-{dims}"), &["--fix-dims", dims]);
+            let output =
+                Command::new(&python).arg(script("onnx_static.py")).args([fixed, open.clone()]).output().unwrap();
+            assert!(output.status.success(), "{profile} {dims}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn onnx_runtime_generates_what_transformers_does() {
+    let Some(python) = onnx_python() else { return };
     let dir = TestDir::new();
     let (base, adapter) = (fixture("legal-qa/kjv-llama"), fixture("legal-qa/legal-qa-lora"));
     for profile in ["std", "portable", "ort"] {

@@ -110,17 +110,18 @@ pub enum HeadActivation {
 }
 
 impl Encoder {
-    /// The encoder that a directory's config describes; `None` when its `model_type` is no encoder's that is known.
+    /// The encoder that a directory's config describes, for its class's task or another; `None` when its `model_type` is no
+    /// encoder's that is known. The class's own head is left out where another task is asked for.
     ///
     /// # Errors
     /// When a field is missing or wrong, or the class has a head that is not described.
-    pub fn open(dir: &Path) -> Result<Option<Encoder>, Error> {
+    pub fn open(dir: &Path, task: Option<&str>) -> Result<Option<Encoder>, Error> {
         let config = Config::open(dir)?;
         let Some(model_type) = config.model_type()? else { return Ok(None) };
         let Some(description) = descriptions().iter().find(|d| d.model_type == model_type) else { return Ok(None) };
         let config = config.with_defaults(&description.defaults);
         let class = config.class()?;
-        let Some(entry) = description.classes.get(class) else {
+        let Some(own) = description.classes.get(class) else {
             let known = description.classes.keys().map(String::as_str);
             return Err(Error::UnknownArchitecture {
                 path: config.path().to_owned(),
@@ -129,7 +130,20 @@ impl Encoder {
             });
         };
         let pooling = Pooling::open(dir)?;
-        Reader { config: &config, description }.encoder(entry, pooling).map(Some)
+        let entry = match task {
+            None => own,
+            Some(task) if own.task.name() == task => own,
+            Some(task) => description.classes.values().find(|entry| entry.task.name() == task).ok_or_else(|| {
+                let known = description.classes.values().map(|entry| entry.task.name()).collect();
+                Error::UnknownTask { path: config.path().to_owned(), task: task.to_owned(), known }
+            })?,
+        };
+        let mut encoder = Reader { config: &config, description }.encoder(entry, pooling)?;
+        if entry.task != own.task {
+            let head = [&own.dense, &own.norm, &own.out].into_iter().flatten().map(|name| format!("{name}.*"));
+            encoder.unused.extend(head.chain(own.bias.clone()));
+        }
+        Ok(Some(encoder))
     }
 
     /// What a tensor of the checkpoint is called here: without the prefix that a class with a head adds, and with the names

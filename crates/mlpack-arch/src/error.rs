@@ -17,6 +17,16 @@ pub enum Error {
         /// The architecture.
         arch: String,
     },
+    /// A task that the architecture has no class for.
+    #[error("no class of this architecture is for `{}`\n  file `{}`\n  expected: one of {}", Escaped(task), path.display(), join_limited(known.iter().copied(), 8))]
+    UnknownTask {
+        /// The config file.
+        path: PathBuf,
+        /// The task asked for.
+        task: String,
+        /// The tasks that there are.
+        known: Vec<&'static str>,
+    },
     /// A file could not be read.
     #[error(transparent)]
     Fs(#[from] mlpack_fs::Error),
@@ -252,7 +262,7 @@ impl Error {
             | Error::HeadsDoNotDivide { .. }
             | Error::TensorShape { .. }
             | Error::Stack { .. } => ErrorKind::Mismatch,
-            Error::AdapterInstead { .. } => ErrorKind::Misuse,
+            Error::AdapterInstead { .. } | Error::UnknownTask { .. } => ErrorKind::Misuse,
         }
     }
 

@@ -67,13 +67,37 @@ impl Carried {
         }
     }
 
+    /// New text.
+    pub(crate) fn text(name: &str, text: String) -> Carried {
+        Carried { name: name.to_owned(), content: Content::Text(text, None) }
+    }
+
+    /// Its JSON.
+    pub(crate) fn json(&self) -> Result<serde_json::Value, Error> {
+        let bytes = self.read()?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::Json {
+            path: self.from().unwrap_or(Path::new(&self.name)).to_owned(),
+            reason: e.to_string(),
+        })
+    }
+
+    /// Gives it new text, made from what it was.
+    pub(crate) fn replace(&mut self, text: String) {
+        let from = self.from().map(Path::to_owned);
+        self.content = Content::Text(text, from);
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Error> {
+        Ok(match &self.content {
+            Content::Copied(from) => read_bounded(from, MAX_CARRIED_LEN)?,
+            Content::Text(text, _) => text.clone().into_bytes(),
+        })
+    }
+
     /// Writes it into a directory.
     pub(crate) fn write(&self, to: &Path) -> Result<SealedFile, Error> {
         let path = to.join(&self.name);
-        let bytes = match &self.content {
-            Content::Copied(from) => read_bounded(from, MAX_CARRIED_LEN)?,
-            Content::Text(text, _) => text.clone().into_bytes(),
-        };
+        let bytes = self.read()?;
         let sha256 = write_atomic(&path, &bytes)?;
         Ok(SealedFile { path, sha256, byte_len: bytes.len() as u64 })
     }

@@ -63,6 +63,22 @@ pub enum Error {
         /// The name.
         name: &'static str,
     },
+    /// Tensors that float16 cannot hold.
+    #[error("float16 cannot hold every value\n  file `{output}`{}", tensors.iter().take(SHOWN).map(|(name, value)| format!("\n  tensor `{}`: a magnitude of {value:?}", Escaped(name))).collect::<String>() + &if tensors.len() > SHOWN { format!("\n  and {} more", tensors.len() - SHOWN) } else { String::new() })]
+    F16Overflows {
+        /// The file.
+        output: String,
+        /// The tensors, each with its largest magnitude.
+        tensors: Vec<(String, f32)>,
+    },
+    /// Something that a runtime's layout has no place for.
+    #[error("layout `{layout}` has no place for {what}")]
+    RuntimeLayout {
+        /// The layout.
+        layout: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
     /// A tensor that ONNX graphs have no use for: one of a stack, or a part of another.
     #[error(
         "tensor `{}` has no place in an ONNX graph\n  expected: one tensor for one matrix\n  found:    {what}",
@@ -424,6 +440,7 @@ impl Error {
             | Error::OutputName { .. }
             | Error::AdapterVariant { .. }
             | Error::UnknownPrecision { .. }
+            | Error::RuntimeLayout { .. }
             | Error::RepeatedPrecision { .. }
             | Error::NoAdapter => ErrorKind::Misuse,
             Error::Quant(e) => e.kind(),
@@ -436,7 +453,8 @@ impl Error {
             | Error::RowLength { .. }
             | Error::Requantize { .. }
             | Error::ScaleOverflow { .. }
-            | Error::F16Overflow { .. } => ErrorKind::Unsupported,
+            | Error::F16Overflow { .. }
+            | Error::F16Overflows { .. } => ErrorKind::Unsupported,
             Error::NotFinite { .. } | Error::InvalidBlock { .. } => ErrorKind::Malformed,
             Error::TooFar { .. }
             | Error::VocabularySize { .. }
@@ -485,6 +503,9 @@ impl Error {
             Error::InvalidBlock { .. } => "the file is damaged; compare its sha256 with the published one",
             Error::ScaleOverflow { .. } => "use BF16 or F32 for this tensor (--tensor-type); nothing was written",
             Error::F16Overflow { .. } => "use BF16, F32 or a quantized type for this model; nothing was written",
+            Error::F16Overflows { .. } => {
+                "keep these in float32 with --keep-fp32 overflow, or use bf16 or fp32; nothing was written"
+            }
             Error::NotFinite { .. } => "the checkpoint is damaged, or the training diverged; nothing was written",
             Error::TensorDtype { .. } => "dequantize the checkpoint to BF16 or F32 first",
             Error::TooFar { .. } => "ask for more bits for these tensors (--tensor-type), or for another variant",

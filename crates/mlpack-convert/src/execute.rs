@@ -6,7 +6,7 @@
 use crate::gather::{MERGED_BYTES, share};
 use crate::resume::Resume;
 use crate::slab::{Fidelity, Scratch, Slab, Work};
-use crate::{Error, Input, Output, Plan, Source, Step, TensorError, TooFar};
+use crate::{Error, Input, Output, Plan, Source, Step, Stored, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
 use mlpack_lora::{ChangeTally, TensorChange};
 use std::ops::Range;
@@ -170,7 +170,7 @@ fn turns(source: &Source, plan: &Plan) -> Vec<usize> {
 }
 
 /// Cuts the steps into slabs, in the order of work, and counts the workers that the budget allows.
-fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec<Slab>, usize), Error> {
+pub(crate) fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec<Slab>, usize), Error> {
     let mut slabs = Vec::new();
     let mut largest = 0;
     for i in turns(source, plan) {
@@ -178,10 +178,11 @@ fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec
         let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT + source.bytes_per_element())
             + pieces_of_row(step) * BYTES_PER_PIECE;
         let fixed = delta_byte_len(source, step);
-        let mut group = row_group(step);
+        let block = column_block(plan, step);
+        let mut group = row_group(step).max(block);
         if fixed.saturating_add(per_row.saturating_mul(group)) > memory {
             // A group is together only to be read once.
-            group = 1;
+            group = block;
         }
         let needed = fixed.saturating_add(per_row.saturating_mul(group));
         if needed > memory {
@@ -213,6 +214,13 @@ fn row_group(step: &Step) -> u64 {
     }
     let rows = gather.view.group().div_ceil(pieces_of_row(step).max(1)).max(1);
     if rows.saturating_mul(step.row_len) <= GROUP_ELEMENTS { rows } else { 1 }
+}
+
+/// Rows that are encoded together, because they have their scales in common.
+fn column_block(plan: &Plan, step: &Step) -> u64 {
+    let stored = step.targets.iter().map(|target| plan.outputs[target.output].tensors[target.tensor].stored);
+    let blocks = stored.map(|stored| if let Stored::ColumnBlocks(b, _) = stored { b.block.into() } else { 1 });
+    blocks.max().unwrap_or(1)
 }
 
 /// Whether the rows of a step are columns of a tensor that adapters change.
@@ -305,6 +313,20 @@ fn run(
     workers: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
+    each(slabs, workers, |slab, scratch| {
+        shares(work, slab, |file, range| hashers[file].prepare(range));
+        work.run(slab, scratch)?;
+        progress(used(work, slab, hashers));
+        Ok(())
+    })
+}
+
+/// Does something with every slab; of the problems that come up, that of the earliest slab counts.
+pub(crate) fn each(
+    slabs: &[Slab],
+    workers: usize,
+    job: impl Fn(&Slab, &mut Scratch) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(workers)
         .thread_name(|i| format!("mlpack-{i}"))
@@ -320,15 +342,11 @@ fn run(
         while !stop.load(Ordering::Relaxed) {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(slab) = slabs.get(i) else { break };
-            shares(work, slab, |file, range| hashers[file].prepare(range));
-            match work.run(slab, &mut scratch) {
-                Ok(()) => progress(used(work, slab, hashers)),
-                Err(error) => {
-                    stop.store(true, Ordering::Relaxed);
-                    let mut failed = failed.lock().expect("no thread panics holding the lock");
-                    if failed.as_ref().is_none_or(|(earliest, _)| i < *earliest) {
-                        *failed = Some((i, error));
-                    }
+            if let Err(error) = job(slab, &mut scratch) {
+                stop.store(true, Ordering::Relaxed);
+                let mut failed = failed.lock().expect("no thread panics holding the lock");
+                if failed.as_ref().is_none_or(|(earliest, _)| i < *earliest) {
+                    *failed = Some((i, error));
                 }
             }
         }

@@ -40,6 +40,7 @@ mod importance;
 mod lora_plan;
 mod merge_plan;
 mod mixture;
+mod onnx_layout;
 mod onnx_plan;
 mod options;
 mod packed;
@@ -48,6 +49,7 @@ mod quantize_plan;
 mod resume;
 mod slab;
 mod source;
+mod survey;
 
 pub use carry::Carried;
 pub use diff::{Diff, Reshaped, TensorDiff, Unpaired, bits_per_weight, diff};
@@ -62,8 +64,11 @@ pub use lora_plan::{LoraRequest, plan_lora};
 pub use merge_plan::{MergePlan, MergeRequest, merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
-pub use onnx_plan::{BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, convert_onnx, plan_onnx};
+pub use onnx_layout::Layout;
+pub use onnx_plan::{
+    BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, convert_onnx, f16_overflows, plan_onnx,
+};
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
-pub use plan::{Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
+pub use plan::{BytesPart, Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
 pub use quantize_plan::{QuantizeRequest, Split, plan_quantize};
 pub use source::{Source, SourceTensor, open_model};

@@ -2,16 +2,16 @@
 
 use crate::carry::Carried;
 use crate::{
-    Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored, Target,
-    execute, open_model,
+    BytesPart, Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored,
+    Target, execute, onnx_layout::Layout, open_model, slab::F16_OVERFLOW, slab::table, survey::survey,
 };
 use mlpack_arch::{Decoder, Encoder, Families, Model, Packing, TensorRole, ValueChange, View};
 use mlpack_fs::AtomicDir;
 use mlpack_onnx::{
-    Blocks, DataFile, Element, Form, Graph, GraphRequest, Profile, Quantization, WeightProblem, Weights, build_decoder,
-    build_encoder,
+    Blocks, DataFiles, Element, FixedDims, Form, Graph, GraphRequest, Profile, Quantization, Scheme, WeightProblem,
+    Weights, build_decoder, build_encoder,
 };
-use mlpack_quant::{NBits, NBitsPart};
+use mlpack_quant::{ColumnBlocks, ColumnPart, NBits, NBitsPart};
 use mlpack_safetensors::Checkpoint;
 use mlpack_tensor::{Dtype, GgmlType, Shape, nearest};
 use std::collections::BTreeMap;
@@ -63,13 +63,26 @@ impl Precision {
     }
 
     /// What transformers.js puts behind `model` for it.
-    const fn suffix(self) -> &'static str {
+    const fn suffix(self, scheme: Scheme) -> &'static str {
         match self {
             Precision::Fp32 => "",
             Precision::Fp16 => "_fp16",
             Precision::Bf16 => "_bf16",
+            Precision::Int8 if matches!(scheme, Scheme::Dynamic) => "_quantized",
             Precision::Int8 => "_int8",
             Precision::Int4 => "_q4",
+        }
+    }
+
+    /// What transformers.js calls a graph of it, if it has it.
+    pub(crate) fn dtype(self, file: &str) -> Option<&'static str> {
+        match self {
+            Precision::Fp32 => Some("fp32"),
+            Precision::Fp16 => Some("fp16"),
+            Precision::Bf16 => None,
+            Precision::Int8 if file.ends_with("_quantized.onnx") => Some("q8"),
+            Precision::Int8 => Some("int8"),
+            Precision::Int4 => Some("q4"),
         }
     }
 
@@ -91,11 +104,13 @@ pub struct BlockOptions {
     pub asymmetric: bool,
     /// The `accuracy_level` of MatMulNBits.
     pub accuracy_level: u32,
+    /// What shares a scale, and which operators read it; the profile's own where it is not said.
+    pub scheme: Option<Scheme>,
 }
 
 impl Default for BlockOptions {
     fn default() -> BlockOptions {
-        BlockOptions { size: 32, asymmetric: false, accuracy_level: 0 }
+        BlockOptions { size: 32, asymmetric: false, accuracy_level: 0, scheme: None }
     }
 }
 
@@ -108,6 +123,12 @@ pub struct OnnxRequest {
     pub profile: Profile,
     /// Blocks of quantized matrices.
     pub blocks: BlockOptions,
+    /// Sizes of inputs that are known.
+    pub fixed: FixedDims,
+    /// The runtime that the directory is for.
+    pub layout: Layout,
+    /// Tensors that stay float32 in float16 and bfloat16 graphs, by a part of their name.
+    pub keep_fp32: Vec<String>,
 }
 
 /// A directory of graphs before it is written.
@@ -117,7 +138,16 @@ pub struct OnnxPlan {
     pub plan: Plan,
     /// The files beside them.
     pub carried: Vec<Carried>,
+    /// What is done to the values of each source tensor that is used.
+    values: BTreeMap<usize, ValueChange>,
+    /// What has to be measured before the weights are written: source tensors, each with what is done to its values.
+    measured: BTreeMap<usize, ValueChange>,
+    /// Steps that wait for that: a scale (true) or zero point of a table.
+    waiting: Vec<(usize, usize, bool)>,
 }
+
+/// The task of a decoder.
+const GENERATION: &str = "text-generation";
 
 /// What a graph computes.
 #[derive(Clone, Debug)]
@@ -130,24 +160,33 @@ pub enum Computation {
 
 impl Computation {
     /// What the model of a checkpoint computes. `described` is the directory to read its description in, where that is
-    /// not its own.
+    /// not its own; `task` is asked for where it is not the class's own.
     ///
     /// # Errors
-    /// When the config is wrong, or describes a computation that is not known.
-    pub fn open(source: &Source, described: Option<&Path>, families: &Families) -> Result<Computation, Error> {
+    /// When the config is wrong, or describes a computation that is not known, or has no such task.
+    pub fn open(
+        source: &Source,
+        described: Option<&Path>,
+        families: &Families,
+        task: Option<&str>,
+    ) -> Result<Computation, Error> {
         let dir = described.or(source.checkpoint().map(Checkpoint::dir)).unwrap_or(Path::new(""));
-        if let Some(encoder) = Encoder::open(dir)? {
+        if let Some(encoder) = Encoder::open(dir, task)? {
             return Ok(Computation::Encoder(Box::new(encoder)));
         }
         let model = open_model(source, described, families)?;
         let decoder = model.decoder()?;
+        if let Some(task) = task.filter(|task| *task != GENERATION) {
+            let (path, known) = (model.config().path().to_owned(), vec![GENERATION]);
+            return Err(mlpack_arch::Error::UnknownTask { path, task: task.to_owned(), known }.into());
+        }
         Ok(Computation::Decoder(Box::new(model), Box::new(decoder)))
     }
 
     /// What it is for, as transformers' pipelines call it.
     pub fn task(&self) -> &'static str {
         match self {
-            Computation::Decoder(..) => "text-generation",
+            Computation::Decoder(..) => GENERATION,
             Computation::Encoder(encoder) => encoder.task.name(),
         }
     }
@@ -163,38 +202,86 @@ pub fn plan_onnx(source: &Source, computation: &Computation, request: &OnnxReque
             return Err(Error::RepeatedPrecision { name: precision.name() });
         }
     }
+    let layout = request.layout;
+    layout.check(computation, &request.precisions)?;
+    let mut graphs = Vec::with_capacity(request.precisions.len());
     let mut plan = Plan { warnings: source.warnings.clone(), ..Plan::default() };
-    let roles = match computation {
-        Computation::Decoder(model, _) => {
-            plan.warnings.extend(model.config().warnings().iter().cloned());
-            decoder_roles(source, model, &mut plan)?
+    if let Computation::Decoder(model, _) = computation {
+        plan.warnings.extend(model.config().warnings().iter().cloned());
+    }
+    let roles = roles(source, computation, &mut plan)?;
+    for text in &request.keep_fp32 {
+        if !roles.values().any(|role| source.tensors()[role.position].name.contains(text)) {
+            return Err(Error::Option {
+                option: "--keep-fp32",
+                value: text.clone(),
+                expected: "a part of the name of a tensor",
+                reason: "no tensor has it in its name".to_owned(),
+            });
         }
-        Computation::Encoder(encoder) => encoder_roles(source, encoder, &mut plan)?,
-    };
+    }
     let dir = source.checkpoint().map_or(Path::new(""), Checkpoint::dir);
-    let mut steps = Steps { source, roles: &roles, places: BTreeMap::new() };
+    let mut steps =
+        Steps { source, roles: &roles, places: BTreeMap::new(), measured: BTreeMap::new(), waiting: Vec::new() };
     for &precision in &request.precisions {
         let graph = graph(computation, &roles, source, precision, request)
             .map_err(|error| Error::Onnx { dir: dir.to_owned(), source: named(error, source, &roles) })?;
-        let data = DataFile::new(graph.weights());
-        let stem = format!("onnx/model{}.onnx", precision.suffix());
-        let location = format!("model{}.onnx_data", precision.suffix());
-        let preamble = graph.encode(&location, &data);
+        let data = DataFiles::new(graph.weights(), layout.data_limit());
+        let suffix = if layout == Layout::Genai { "" } else { precision.suffix(scheme(precision, request)) };
+        let model = format!("model{suffix}.onnx");
+        let preamble = graph.encode(&model, &data);
         let byte_len = preamble.len() as u64;
         let variant = Some(precision.name());
-        plan.outputs.push(Output { file_name: stem.clone(), variant, preamble, tensors: Vec::new(), byte_len });
-        steps.add_data(&mut plan, format!("{stem}_data"), precision, &graph, &data);
+        let path = format!("{}{model}", layout.folder());
+        plan.outputs.push(Output { file_name: path.clone(), variant, preamble, tensors: Vec::new(), byte_len });
+        steps.add_data(&mut plan, &path, precision, &graph, &data);
+        graphs.push((path, precision, data.byte_lens().len()));
     }
     let used = |name: &str| plan.outputs.iter().flat_map(|o| &o.tensors).any(|t| t.source.as_deref() == Some(name));
     let left: Vec<String> =
         roles.values().map(|role| source.tensors()[role.position].name.clone()).filter(|name| !used(name)).collect();
     plan.dropped.extend(left.into_iter().map(|name| (name, "the output matrix is the embedding")));
-    let carried = match source.checkpoint() {
+    let mut carried = match source.checkpoint() {
         Some(checkpoint) => Carried::beside(source, checkpoint, Some(None))?,
         None => Vec::new(),
     };
     plan.described_by = carried.iter().filter_map(|file| file.from().map(ToOwned::to_owned)).collect();
-    Ok(OnnxPlan { plan, carried })
+    layout.complete(computation, &graphs, &mut carried)?;
+    let Steps { measured, waiting, .. } = steps;
+    let values = roles.values().map(|role| (role.position, role.values)).collect();
+    Ok(OnnxPlan { plan, carried, values, measured, waiting })
+}
+
+/// The tensors that float16 cannot hold, each with its largest magnitude. Everything is read for that.
+///
+/// # Errors
+/// When a tensor has no place in a graph, or a value is not finite.
+pub fn f16_overflows(
+    source: &Source,
+    computation: &Computation,
+    resources: &Resources,
+) -> Result<Vec<(String, f32)>, Error> {
+    let roles = roles(source, computation, &mut Plan::default())?;
+    overflows(source, &roles.values().map(|role| (role.position, role.values)).collect(), resources)
+}
+
+fn overflows(
+    source: &Source,
+    values: &BTreeMap<usize, ValueChange>,
+    resources: &Resources,
+) -> Result<Vec<(String, f32)>, Error> {
+    let found = survey(source, values, resources)?;
+    let found = found.into_iter().map(|(position, rows)| (position, table(&rows).magnitude()));
+    let found = found.filter(|(_, magnitude)| *magnitude >= F16_OVERFLOW);
+    Ok(found.map(|(position, magnitude)| (source.tensors()[position].name.clone(), magnitude)).collect())
+}
+
+/// The source's tensors by what they are in the graph.
+fn roles(source: &Source, computation: &Computation, plan: &mut Plan) -> Result<BTreeMap<String, Role>, Error> {
+    match computation {
+        Computation::Decoder(model, _) => decoder_roles(source, model, plan),
+        Computation::Encoder(encoder) => encoder_roles(source, encoder, plan),
+    }
 }
 
 /// An error with the checkpoint's own names of tensors, where they have one.
@@ -286,30 +373,57 @@ fn graph(
     };
     let options = request.blocks;
     let quantization = bits.map(|bits| Quantization {
+        scheme: scheme(precision, request),
         blocks: Blocks { bits, size: options.size, symmetric: !options.asymmetric },
         accuracy_level: options.accuracy_level.into(),
     });
     let element = precision.element();
-    let request = GraphRequest { profile: request.profile, element, quantization };
+    let mut weights = Weights::new(weights);
+    for (name, role) in roles {
+        if request.keep_fp32.iter().any(|text| source.tensors()[role.position].name.contains(text)) {
+            weights.widen(name);
+        }
+    }
+    let request = GraphRequest { profile: request.profile, element, quantization, fixed: request.fixed };
     match computation {
-        Computation::Decoder(_, decoder) => build_decoder(decoder, Weights::new(weights), &request),
-        Computation::Encoder(encoder) => build_encoder(encoder, Weights::new(weights), &request),
+        Computation::Decoder(_, decoder) => build_decoder(decoder, weights, &request),
+        Computation::Encoder(encoder) => build_encoder(encoder, weights, &request),
     }
 }
 
-/// How a weight is stored where activations have the type `element`.
-fn stored(form: Form, element: Element) -> Stored {
+/// What shares a scale: blocks, or in the portable profile, which has none of them, columns multiplied in integers.
+fn scheme(precision: Precision, request: &OnnxRequest) -> Scheme {
+    let own = match (request.profile, precision) {
+        (Profile::Portable, Precision::Int8) => Scheme::Dynamic,
+        _ => Scheme::Blocks,
+    };
+    request.blocks.scheme.unwrap_or(own)
+}
+
+/// How a weight is stored.
+fn stored(form: Form, element: Element, precision: Precision) -> Stored {
+    let element = if matches!(form, Form::AsIs | Form::Transposed) { element } else { precision.element() };
     let (ty, scale) = match element {
         Element::F16 => (GgmlType::F16, Dtype::F16),
         Element::Bf16 => (GgmlType::BF16, Dtype::BF16),
         _ => (GgmlType::F32, Dtype::F32),
     };
     let blocks = |Blocks { bits, size, symmetric }: Blocks| NBits { bits, block: size, symmetric, scale };
+    let columns = |Blocks { size, symmetric, .. }: Blocks| ColumnBlocks { block: size, symmetric, scale };
     match form {
         Form::AsIs | Form::Transposed => Stored::Ggml(ty),
         Form::Codes(b) => Stored::NBits(blocks(b), NBitsPart::Codes),
         Form::Scales(b) => Stored::NBits(blocks(b), NBitsPart::Scales),
         Form::ZeroPoints(b) => Stored::NBits(blocks(b), NBitsPart::ZeroPoints),
+        Form::TableScale => Stored::Ggml(GgmlType::F32),
+        Form::TableCodes => Stored::Bytes(BytesPart::TableCodes),
+        Form::TableZeroPoint => Stored::Bytes(BytesPart::TableZeroPoint),
+        Form::ColumnCodes => Stored::Bytes(BytesPart::ColumnCodes),
+        Form::ColumnScales => Stored::Bytes(BytesPart::ColumnScales),
+        Form::ColumnZeroPoints => Stored::Bytes(BytesPart::ColumnZeroPoints),
+        Form::ColumnBlockCodes(b) => Stored::ColumnBlocks(columns(b), ColumnPart::Codes),
+        Form::ColumnBlockScales(b) => Stored::ColumnBlocks(columns(b), ColumnPart::Scales),
+        Form::ColumnBlockZeroPoints(b) => Stored::ColumnBlocks(columns(b), ColumnPart::ZeroPoints),
     }
 }
 
@@ -318,21 +432,29 @@ struct Steps<'a> {
     source: &'a Source,
     roles: &'a BTreeMap<String, Role>,
     places: BTreeMap<(usize, bool), usize>,
+    measured: BTreeMap<usize, ValueChange>,
+    waiting: Vec<(usize, usize, bool)>,
 }
 
 impl Steps<'_> {
-    /// Adds the file of a graph's weights, and tells the steps where their values go.
-    fn add_data(&mut self, plan: &mut Plan, file_name: String, precision: Precision, graph: &Graph, data: &DataFile) {
-        let output = plan.outputs.len();
-        let mut tensors = Vec::with_capacity(graph.weights().len());
+    /// Adds the files of a graph's weights, and tells the steps where their values go.
+    fn add_data(&mut self, plan: &mut Plan, model: &str, precision: Precision, graph: &Graph, data: &DataFiles) {
+        let first = plan.outputs.len();
+        let variant = Some(precision.name());
+        for (file, &byte_len) in data.byte_lens().iter().enumerate() {
+            let file_name = DataFiles::file_name(model, file);
+            plan.outputs.push(Output { file_name, variant, preamble: Vec::new(), tensors: Vec::new(), byte_len });
+        }
         for (weight, place) in graph.weights().iter().zip(data.places()) {
             let role = &self.roles[&weight.role];
             let step = self.step(plan, role, weight.form);
+            let output = first + place.file;
+            let tensors = &mut plan.outputs[output].tensors;
             plan.steps[step].targets.push(Target { output, tensor: tensors.len() });
             tensors.push(OutputTensor {
                 name: weight.name.clone(),
                 source: Some(self.source.tensors()[role.position].name.clone()),
-                stored: stored(weight.form, precision.element()),
+                stored: stored(weight.form, weight.element, precision),
                 instead_of: None,
                 importance: None,
                 shape: Shape::new(weight.shape.clone()),
@@ -340,13 +462,19 @@ impl Steps<'_> {
                 padded_end: place.padded_end,
             });
         }
-        let variant = Some(precision.name());
-        plan.outputs.push(Output { file_name, variant, preamble: Vec::new(), tensors, byte_len: data.byte_len() });
     }
 
     /// The step that reads a tensor in a form: one for all outputs.
     fn step(&mut self, plan: &mut Plan, role: &Role, form: Form) -> usize {
-        let transposed = form == Form::Transposed;
+        if matches!(form, Form::ColumnCodes | Form::TableCodes) {
+            self.measured.insert(role.position, role.values);
+        }
+        if matches!(form, Form::TableScale | Form::TableZeroPoint) {
+            self.waiting.push((plan.steps.len(), role.position, form == Form::TableScale));
+            plan.steps.push(Step::computed(vec![0.0], &Shape::new(vec![1])));
+            return plan.steps.len() - 1;
+        }
+        let transposed = form.is_transposed();
         if let Some(step) = self.places.get(&(role.position, transposed)) {
             return *step;
         }
@@ -380,7 +508,19 @@ pub fn convert_onnx(
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    let mut done = execute(source, &plan.plan, out.contents(), resources, progress)?;
+    let mut measured = plan.plan.clone();
+    measured.extremes = survey(source, &plan.measured, resources)?;
+    for &(step, position, is_scale) in &plan.waiting {
+        let (scale, zero) = table(&measured.extremes[&position]).table_scale();
+        measured.steps[step].input = Input::Computed(vec![if is_scale { scale } else { zero.into() }]);
+    }
+    let mut done = match execute(source, &measured, out.contents(), resources, progress) {
+        // All of them at once.
+        Err(Error::F16Overflow { output, .. }) => {
+            return Err(Error::F16Overflows { output, tensors: overflows(source, &plan.values, resources)? });
+        }
+        done => done?,
+    };
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);
     }

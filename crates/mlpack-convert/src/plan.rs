@@ -11,7 +11,7 @@
 use crate::{Importance, Limits};
 use mlpack_arch::{MappedTensor, Packing, ValueChange, View};
 use mlpack_fs::Sha256;
-use mlpack_quant::{NBits, NBitsPart};
+use mlpack_quant::{ColumnBlocks, ColumnPart, Extremes, NBits, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,6 +37,9 @@ pub struct Plan {
     pub limits: Limits,
     /// Digests of the source's files that need not be hashed again.
     pub known: BTreeMap<PathBuf, Sha256>,
+    /// The extremes of each row of source tensors, by position, of which outputs store bytes: measured before the
+    /// outputs are written.
+    pub extremes: BTreeMap<usize, Arc<[Extremes]>>,
     /// Whether [`crate::Done::changes`] are asked for: measuring them takes time.
     pub measures_changes: bool,
 }
@@ -86,6 +89,25 @@ pub enum Stored {
     Ggml(GgmlType),
     /// A part of what ONNX Runtime's MatMulNBits reads.
     NBits(NBits, NBitsPart),
+    /// A part of a matrix in blocks of its columns.
+    ColumnBlocks(ColumnBlocks, ColumnPart),
+    /// A part of a matrix or a table of bytes, for which [`Plan::extremes`] has to be known.
+    Bytes(BytesPart),
+}
+
+/// A part of a matrix of signed bytes with a scale for each column, or of a table of bytes with one scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BytesPart {
+    /// The integers of a matrix, from its rows and columns exchanged.
+    ColumnCodes,
+    /// The scales of its columns, from its rows.
+    ColumnScales,
+    /// Their zero points, from its rows.
+    ColumnZeroPoints,
+    /// The integers of a table.
+    TableCodes,
+    /// The zero point of a table, a number by itself.
+    TableZeroPoint,
 }
 
 impl Stored {
@@ -99,6 +121,12 @@ impl Stored {
             Stored::NBits(n, NBitsPart::Scales) => n.scale.name(),
             Stored::NBits(n, NBitsPart::ZeroPoints) if n.bits == 4 => "UINT4",
             Stored::NBits(_, NBitsPart::ZeroPoints) => "UINT8",
+            Stored::ColumnBlocks(b, ColumnPart::Scales) => b.scale.name(),
+            Stored::ColumnBlocks(b, _) if b.symmetric => "INT4",
+            Stored::ColumnBlocks(..) => "UINT4",
+            Stored::Bytes(BytesPart::ColumnCodes | BytesPart::ColumnZeroPoints) => "INT8",
+            Stored::Bytes(BytesPart::ColumnScales) => "F32",
+            Stored::Bytes(BytesPart::TableCodes | BytesPart::TableZeroPoint) => "UINT8",
         }
     }
 
@@ -106,7 +134,7 @@ impl Stored {
     pub fn dtype(self) -> Option<Dtype> {
         match self {
             Stored::Safetensors(dtype) => Some(dtype),
-            Stored::NBits(..) => None,
+            Stored::NBits(..) | Stored::ColumnBlocks(..) | Stored::Bytes(_) => None,
             Stored::Ggml(ty) => match ty {
                 GgmlType::F32 => Some(Dtype::F32),
                 GgmlType::F16 => Some(Dtype::F16),
@@ -132,6 +160,7 @@ impl Stored {
             Stored::Safetensors(dtype) => row_len * dtype.byte_size(),
             Stored::Ggml(ty) => ty.row_byte_len(row_len).expect("the reader checked that rows are whole blocks"),
             Stored::NBits(n, part) => n.row_byte_len(part, row_len),
+            Stored::ColumnBlocks(..) | Stored::Bytes(_) => unreachable!("no source is stored so"),
         }
     }
 }

@@ -2,17 +2,17 @@
 
 use crate::gather::{Reader, Room};
 use crate::resume::Resume;
-use crate::{Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
+use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_fs::AtomicFile;
 use mlpack_lora::ChangeTally;
-use mlpack_quant::NBitsPart;
+use mlpack_quant::{ColumnPart, Extremes, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 use std::sync::Mutex;
 
 /// The least magnitude that float16 rounds to infinity.
-const F16_OVERFLOW: f32 = 65520.0;
+pub(crate) const F16_OVERFLOW: f32 = 65520.0;
 
 /// Rows of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub(crate) struct Slab {
 /// Room that a worker keeps from slab to slab.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    room: Room,
-    floats: Vec<f32>,
+    pub room: Room,
+    pub floats: Vec<f32>,
     encoding: Encoding,
 }
 
@@ -37,6 +37,7 @@ struct Encoding {
     bytes: Vec<u8>,
     importance: Vec<f32>,
     decoded: Vec<f32>,
+    scales: Vec<f32>,
 }
 
 /// Sums of errors by output and tensor, where they are asked for.
@@ -149,6 +150,22 @@ impl Work<'_> {
                 }
                 return Ok(());
             }
+            Stored::ColumnBlocks(b, part) => {
+                encoding.bytes.resize(self.span(step, target, &slab.rows), 0);
+                b.encode(part, floats, step.row_len as usize, &mut encoding.bytes);
+                self.write(step, target, slab, &encoding.bytes)?;
+                if self.fidelity.is_some() && part == ColumnPart::Codes {
+                    encoding.decoded.resize(floats.len(), 0.0);
+                    b.round_trip(floats, step.row_len as usize, &mut encoding.decoded);
+                    self.measure(values, target, &encoding.decoded);
+                }
+                return Ok(());
+            }
+            Stored::Bytes(part) => {
+                encoding.bytes.resize(self.span(step, target, &slab.rows), 0);
+                self.encode_bytes(values, target, part, encoding);
+                return self.write(step, target, slab, &encoding.bytes);
+            }
             Stored::Safetensors(_) => {
                 unreachable!("a safetensors target keeps the source's dtype, so it is written as it is")
             }
@@ -207,6 +224,44 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Encodes a part of a matrix or a table of bytes.
+    fn encode_bytes(&self, values: &Values<'_>, target: usize, part: BytesPart, encoding: &mut Encoding) {
+        let Values { step, floats, .. } = *values;
+        let Encoding { bytes, decoded, scales, .. } = encoding;
+        let extremes = || -> &[Extremes] {
+            let position = match &step.input {
+                Input::Tensors(gather) => gather.positions[0],
+                Input::Computed(_) => unreachable!("what is computed is no matrix"),
+            };
+            self.plan.extremes.get(&position).expect("what outputs need was measured before")
+        };
+        let rows = floats.chunks_exact(step.row_len.max(1) as usize);
+        match part {
+            BytesPart::ColumnScales => {
+                for (row, out) in rows.zip(bytes.chunks_exact_mut(4)) {
+                    out.copy_from_slice(&Extremes::of(row).column_scale().to_le_bytes());
+                }
+            }
+            BytesPart::ColumnZeroPoints => bytes.fill(0),
+            BytesPart::TableZeroPoint => bytes.iter_mut().zip(floats).for_each(|(out, v)| *out = *v as u8),
+            BytesPart::ColumnCodes => {
+                scales.clear();
+                scales.extend(extremes().iter().map(|column| column.column_scale()));
+                mlpack_quant::encode_columns(floats, scales, bytes);
+            }
+            BytesPart::TableCodes => mlpack_quant::encode_table(floats, table(extremes()).table_scale(), bytes),
+        }
+        if self.fidelity.is_some() && matches!(part, BytesPart::ColumnCodes | BytesPart::TableCodes) {
+            decoded.resize(floats.len(), 0.0);
+            if part == BytesPart::ColumnCodes {
+                mlpack_quant::decode_columns(bytes, scales, decoded);
+            } else {
+                mlpack_quant::decode_table(bytes, table(extremes()).table_scale(), decoded);
+            }
+            self.measure(values, target, decoded);
+        }
+    }
+
     /// Adds the error of stored values to that of their tensor.
     fn measure(&self, values: &Values<'_>, target: usize, stored: &[f32]) {
         let Some(fidelity) = self.fidelity else { return };
@@ -236,12 +291,25 @@ impl Work<'_> {
         self.plan.outputs[place.output].tensors[place.tensor].range.start + self.byte_len(step, target, row)
     }
 
-    /// Bytes of so many rows of a target: rows of a tensor all have the same length.
+    /// Bytes of so many rows of a target: rows of a tensor all have the same length, but where several are one in the output.
     fn byte_len(&self, step: &Step, target: usize, rows: u64) -> u64 {
         let place = step.targets[target];
-        let range = &self.plan.outputs[place.output].tensors[place.tensor].range;
-        (range.end - range.start) / step.rows.max(1) * rows
+        let tensor = &self.plan.outputs[place.output].tensors[place.tensor];
+        if let Stored::ColumnBlocks(b, part) = tensor.stored {
+            return b.byte_len(part, rows, step.row_len);
+        }
+        (tensor.range.end - tensor.range.start) / step.rows.max(1) * rows
     }
+
+    /// Bytes of some rows of a target.
+    fn span(&self, step: &Step, target: usize, rows: &Range<u64>) -> usize {
+        (self.byte_len(step, target, rows.end) - self.byte_len(step, target, rows.start)) as usize
+    }
+}
+
+/// The extremes of all rows together.
+pub(crate) fn table(rows: &[Extremes]) -> Extremes {
+    rows.iter().copied().reduce(Extremes::and).unwrap_or(Extremes { min: 0.0, max: 0.0 })
 }
 
 /// Changes values as the converter does: in float16 where the tensor is stored so, else in float32.

@@ -12,7 +12,7 @@ mod layers;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::graph::{Dim, Form, Graph, Profile, Value};
+use crate::graph::{Dim, Graph, Profile, Value};
 use crate::recipe::{GraphRequest, Recipe};
 use crate::weights::Weights;
 use mlpack_arch::{Decoder, Placement};
@@ -94,7 +94,7 @@ impl Recipe<&Decoder> {
     /// The embedding as numbers.
     fn table(&mut self) -> Value {
         let shape = [self.model.vocabulary, self.model.hidden];
-        self.graph.weight(TABLE, "token_embd.weight", Form::AsIs, self.element, &shape)
+        self.table_of(TABLE, "token_embd.weight", shape)
     }
 
     /// One layer: attention and feed-forward network, each with its norms and its residual.
@@ -143,6 +143,11 @@ impl Recipe<&Decoder> {
         }
         let mut logits = match (d.tied, self.blocks_of_rows(d.hidden)) {
             (false, _) => self.linear("/lm_head", "output", x, d.hidden, d.vocabulary),
+            // What is looked up and what is multiplied by are different bytes.
+            (true, _) if self.is_in_standard_operators() => {
+                let name = "lm_head.MatMul.weight";
+                self.product("/lm_head", name, "token_embd.weight", x, [d.hidden, d.vocabulary])
+            }
             (true, Some(blocks)) => {
                 let parts = self.blocks(TABLE, "token_embd.weight", [d.vocabulary, d.hidden], blocks);
                 self.product_of_blocks("/lm_head", x, &parts, [d.hidden, d.vocabulary], blocks)

@@ -11,7 +11,7 @@ mod head;
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::graph::{Attribute, Form, Graph, Profile, Value};
+use crate::graph::{Attribute, Graph, Profile, Value};
 use crate::recipe::{GraphRequest, Recipe};
 use crate::weights::Weights;
 use mlpack_arch::{Encoder, Norm, NormPlacement, Positions, Task, TokenTypes};
@@ -19,8 +19,20 @@ use mlpack_arch::{Encoder, Norm, NormPlacement, Positions, Task, TokenTypes};
 /// Builds the graph of an encoder. Weights are known by the names that [`Encoder::tensor_name`] gives.
 ///
 /// # Errors
-/// [`Error::Weights`] with every tensor that is missing, left over or of another shape.
+/// [`Error::Weights`] with every tensor that is missing, left over or of another shape; [`Error::NoDim`] and
+/// [`Error::TooLong`] for sizes that make no sense.
 pub fn build_encoder(encoder: &Encoder, weights: Weights, request: &GraphRequest) -> Result<Graph, Error> {
+    if request.fixed.past.is_some() {
+        return Err(Error::NoDim { name: "past" });
+    }
+    let limit = match encoder.positions {
+        Positions::Rotary => u64::MAX,
+        Positions::Sequence => encoder.positions_count,
+        Positions::Unpadded => encoder.positions_count.saturating_sub(encoder.padding + 1),
+    };
+    if let Some(sequence) = request.fixed.sequence.filter(|sequence| *sequence > limit) {
+        return Err(Error::TooLong { sequence, limit });
+    }
     let mut recipe = Recipe::new(encoder, weights, request)?;
     recipe.graph();
     recipe.finish()
@@ -73,9 +85,11 @@ impl Recipe<&Encoder> {
     fn embeddings(&mut self, inputs: &Inputs) -> Value {
         let e = self.model;
         let path = "/model/embeddings/words";
-        let mut x = if matches!(e.task, Task::FillMask(_)) {
+        let mut x = if matches!(e.task, Task::FillMask(_)) && !self.is_in_standard_operators() {
             let words = self.word_table();
-            self.graph.node("Gather", &format!("{path}/Gather"), &[&words, &inputs.ids], self.element, &[])
+            let rows =
+                self.graph.node("Gather", &format!("{path}/Gather"), &[&words, &inputs.ids], words.element(), &[]);
+            self.cast(&format!("{path}/IslandOut"), &rows, self.element)
         } else {
             let (role, shape) = (format!("{}.weight", e.names.word), [e.vocabulary, e.hidden]);
             self.weights.take(&role, &shape);
@@ -83,12 +97,17 @@ impl Recipe<&Encoder> {
         };
         if let (Some(name), Some(types)) = (&e.names.token_type, e.token_types) {
             let path = "/model/embeddings/types";
-            let table = self.table_of_any_length(path, name);
+            let role = format!("{name}.weight");
+            let shape = [self.weights.rows(&role).unwrap_or(1), e.hidden];
+            self.weights.take(&role, &shape);
+            let name = "model.embeddings.types.weight";
             let vector = match (types, &inputs.types) {
-                (TokenTypes::Input, Some(ids)) => {
-                    self.graph.node("Gather", &format!("{path}/Gather"), &[&table, ids], self.element, &[])
+                (TokenTypes::Input, Some(ids)) => self.looked_up(path, name, &role, shape, ids),
+                _ => {
+                    let table = self.table_of(name, &role, shape);
+                    let first = self.slice(&format!("{path}/First"), &table, 0, 1, 0);
+                    self.cast(&format!("{path}/IslandOut"), &first, self.element)
                 }
-                _ => self.slice(&format!("{path}/First"), &table, 0, 1, 0),
             };
             x = self.graph.node("Add", &format!("{path}/Add"), &[&x, &vector], self.element, &[]);
         }
@@ -97,13 +116,15 @@ impl Recipe<&Encoder> {
             let shape = [e.positions_count, e.hidden];
             let role = format!("{name}.weight");
             self.weights.take(&role, &shape);
-            let table = self.graph.weight("model.embeddings.positions.weight", &role, Form::AsIs, self.element, &shape);
+            let name = "model.embeddings.positions.weight";
             let vectors = match e.positions {
                 // A Gather of a Range here is rewritten wrongly by ONNX Runtime 1.31.
                 Positions::Sequence | Positions::Rotary => {
+                    let table = self.table_of(name, &role, shape);
                     let (start, axis) = (self.graph.ints(&[0]), self.graph.ints(&[0]));
                     let bounds = [&table, &start, &inputs.sequence, &axis];
-                    self.graph.node("Slice", &format!("{path}/Slice"), &bounds, self.element, &[])
+                    let rows = self.graph.node("Slice", &format!("{path}/Slice"), &bounds, table.element(), &[]);
+                    self.cast(&format!("{path}/IslandOut"), &rows, self.element)
                 }
                 Positions::Unpadded => {
                     let padding = self.graph.int(e.padding as i64);
@@ -121,7 +142,7 @@ impl Recipe<&Encoder> {
                     let counted = self.graph.node("Mul", &format!("{path}/Mul"), &[&sums, &text], Element::I64, &[]);
                     let rows =
                         self.graph.node("Add", &format!("{path}/Rows"), &[&counted, &padding], Element::I64, &[]);
-                    self.graph.node("Gather", &format!("{path}/Gather"), &[&table, &rows], self.element, &[])
+                    self.looked_up(path, name, &role, shape, &rows)
                 }
             };
             x = self.graph.node("Add", &format!("{path}/Add"), &[&x, &vectors], self.element, &[]);
@@ -134,15 +155,7 @@ impl Recipe<&Encoder> {
         let e = self.model;
         let (role, shape) = (format!("{}.weight", e.names.word), [e.vocabulary, e.hidden]);
         self.weights.take(&role, &shape);
-        self.graph.weight(WORDS, &role, Form::AsIs, self.element, &shape)
-    }
-
-    fn table_of_any_length(&mut self, path: &str, name: &str) -> Value {
-        let role = format!("{name}.weight");
-        let shape = [self.weights.rows(&role).unwrap_or(1), self.model.hidden];
-        self.weights.take(&role, &shape);
-        let name = format!("{}.weight", path.trim_start_matches('/').replace('/', "."));
-        self.graph.weight(&name, &role, Form::AsIs, self.element, &shape)
+        self.table_of(WORDS, &role, shape)
     }
 
     fn layer_norm(&mut self, path: &str, role: &str, x: &Value) -> Value {

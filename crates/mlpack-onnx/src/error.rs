@@ -27,6 +27,25 @@ pub enum Error {
         /// The opset that has it.
         needed: i64,
     },
+    /// Four bits multiplied in integers.
+    #[error("there is no operator that multiplies 4 bits in integers")]
+    NotInIntegers,
+    /// A size for a dimension that the graph has not.
+    #[error("the graph has no dimension `{name}`")]
+    NoDim {
+        /// The dimension.
+        name: &'static str,
+    },
+    /// Texts of a fixed length that the model has no positions for.
+    #[error(
+        "texts of {sequence} tokens are longer than the model can read\n  expected: at most {limit}\n  found:    {sequence}"
+    )]
+    TooLong {
+        /// The length.
+        sequence: u64,
+        /// The positions that there are.
+        limit: u64,
+    },
 }
 
 /// A tensor that does not fit.
@@ -64,6 +83,7 @@ impl Error {
         match self {
             Error::Weights { .. } => ErrorKind::Mismatch,
             Error::Opset { .. } => ErrorKind::Unsupported,
+            Error::NotInIntegers | Error::NoDim { .. } | Error::TooLong { .. } => ErrorKind::Misuse,
         }
     }
 
@@ -76,6 +96,9 @@ impl Error {
                     .to_owned(),
             ),
             Error::Opset { .. } => Some("use --profile std".to_owned()),
+            Error::NotInIntegers => Some("use --precision int8, or --scheme blocks or qdq".to_owned()),
+            Error::NoDim { .. } => Some("an encoder has batch and sequence".to_owned()),
+            Error::TooLong { .. } => None,
         }
     }
 }

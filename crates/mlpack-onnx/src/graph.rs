@@ -1,6 +1,6 @@
 //! A graph under construction: typed values, nodes in order, constants once, weights by what they are made of.
 
-use crate::data::DataFile;
+use crate::data::DataFiles;
 use crate::element::Element;
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
@@ -75,6 +75,11 @@ impl Value {
         Value { name: String::new(), element: Element::F32 }
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its element type.
     pub fn element(&self) -> Element {
         self.element
@@ -99,6 +104,30 @@ impl From<u64> for Dim {
 impl From<&'static str> for Dim {
     fn from(name: &'static str) -> Dim {
         Dim::Name(name)
+    }
+}
+
+/// Sizes that are known before the graph runs, for runtimes that want all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FixedDims {
+    /// Texts in a batch.
+    pub batch: Option<u64>,
+    /// Tokens of a text that are new.
+    pub sequence: Option<u64>,
+    /// Positions in a decoder's cache; 0 for a graph that begins texts.
+    pub past: Option<u64>,
+}
+
+impl FixedDims {
+    /// The size of a dimension with that name.
+    fn size(&self, name: &str) -> Option<u64> {
+        match name {
+            "batch_size" => self.batch,
+            "sequence_length" => self.sequence,
+            "past_sequence_length" => self.past,
+            "total_sequence_length" => self.past?.checked_add(self.sequence?),
+            _ => None,
+        }
     }
 }
 
@@ -128,6 +157,38 @@ pub enum Form {
     Scales(Blocks),
     /// Their zero points.
     ZeroPoints(Blocks),
+    /// The matrix with rows and columns exchanged, as signed bytes with a scale for each column.
+    ColumnCodes,
+    /// The scales of those columns.
+    ColumnScales,
+    /// Their zero points, which are zero.
+    ColumnZeroPoints,
+    /// The tensor as bytes with one scale and one zero point.
+    TableCodes,
+    /// That scale.
+    TableScale,
+    /// That zero point.
+    TableZeroPoint,
+    /// The matrix with rows and columns exchanged, as integers of blocks of its columns.
+    ColumnBlockCodes(Blocks),
+    /// The scales of those blocks, a row for each block of a column.
+    ColumnBlockScales(Blocks),
+    /// Their zero points.
+    ColumnBlockZeroPoints(Blocks),
+}
+
+impl Form {
+    /// Whether it is made from columns of the tensor.
+    pub const fn is_transposed(self) -> bool {
+        matches!(
+            self,
+            Form::Transposed
+                | Form::ColumnCodes
+                | Form::ColumnBlockCodes(_)
+                | Form::ColumnBlockScales(_)
+                | Form::ColumnBlockZeroPoints(_)
+        )
+    }
 }
 
 /// How the rows of a matrix are cut into blocks of integers with a scale.
@@ -183,6 +244,7 @@ pub struct Graph {
     known: BTreeMap<String, Value>,
     opset: i64,
     contrib: bool,
+    fixed: FixedDims,
 }
 
 impl Graph {
@@ -199,7 +261,13 @@ impl Graph {
             known: BTreeMap::new(),
             opset: MIN_OPSET,
             contrib: false,
+            fixed: FixedDims::default(),
         }
+    }
+
+    /// Gives dimensions of inputs and outputs that follow their sizes.
+    pub fn fix(&mut self, dims: FixedDims) {
+        self.fixed = dims;
     }
 
     /// Which operators it may use.
@@ -220,14 +288,14 @@ impl Graph {
     /// Adds an input.
     pub fn input(&mut self, name: &str, element: Element, dims: &[Dim]) -> Value {
         self.claim(name);
-        self.inputs.push(value_info(name, element, dims));
+        self.inputs.push(value_info(name, element, dims, &self.fixed));
         Value { name: name.to_owned(), element }
     }
 
     /// Makes a value an output. Its node is given the output's name.
     pub fn output(&mut self, name: &str, value: &Value, dims: &[Dim]) {
         self.claim(name);
-        self.outputs.push(value_info(name, value.element, dims));
+        self.outputs.push(value_info(name, value.element, dims, &self.fixed));
         if self.weights.iter().any(|w| w.name == value.name) || !self.rename(&value.name, name) {
             let node = NodeProto {
                 input: vec![value.name.clone()],
@@ -357,11 +425,11 @@ impl Graph {
         value
     }
 
-    /// The model, with its weights in the file `location` beside it.
+    /// The model, called `file_name`, with its weights in files beside it.
     ///
     /// # Panics
     /// When `data` is not the layout of this graph's weights.
-    pub fn encode(&self, location: &str, data: &DataFile) -> Vec<u8> {
+    pub fn encode(&self, file_name: &str, data: &DataFiles) -> Vec<u8> {
         assert_eq!(data.places().len(), self.weights.len(), "a layout of another graph");
         let initializer = |initializer: &Initializer| match initializer {
             Initializer::Constant(tensor) => tensor.clone(),
@@ -374,7 +442,7 @@ impl Graph {
                     name: weight.name.clone(),
                     raw_data: None,
                     external_data: vec![
-                        entry("location", location.to_owned()),
+                        entry("location", DataFiles::file_name(file_name, place.file)),
                         entry("offset", place.range.start.to_string()),
                         entry("length", (place.range.end - place.range.start).to_string()),
                     ],
@@ -447,11 +515,14 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     }
 }
 
-fn value_info(name: &str, element: Element, dims: &[Dim]) -> ValueInfoProto {
+fn value_info(name: &str, element: Element, dims: &[Dim], fixed: &FixedDims) -> ValueInfoProto {
     let dim = |dim: &Dim| DimensionProto {
         value: Some(match dim {
             Dim::Size(size) => DimensionValue::Size(*size as i64),
-            Dim::Name(name) => DimensionValue::Name((*name).to_owned()),
+            Dim::Name(name) => match fixed.size(name) {
+                Some(size) => DimensionValue::Size(size as i64),
+                None => DimensionValue::Name((*name).to_owned()),
+            },
         }),
     };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };

@@ -18,6 +18,13 @@ pub(crate) struct ModelProto {
     pub metadata_props: Vec<StringStringEntryProto>,
 }
 
+/// The one field of a model that is read.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ModelMetadata {
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<StringStringEntryProto>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct OperatorSetIdProto {
     #[prost(string, tag = "1")]

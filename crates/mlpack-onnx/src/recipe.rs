@@ -2,10 +2,10 @@
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::graph::Graph;
-use crate::graph::{Attribute, Blocks, Form, Profile, Value};
+use crate::graph::{Attribute, Blocks, FixedDims, Form, Graph, Profile, Value};
 use crate::weights::Weights;
 use mlpack_arch::{Activation, Norm};
+use std::collections::BTreeMap;
 
 /// How a graph is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +16,41 @@ pub struct GraphRequest {
     pub element: Element,
     /// How matrices are quantized.
     pub quantization: Option<Quantization>,
+    /// Sizes of inputs that are known.
+    pub fixed: FixedDims,
 }
 
 /// How matrices are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
-    /// The blocks of a row.
+    /// What shares a scale, and which operators read it.
+    pub scheme: Scheme,
+    /// The blocks of a row or a column.
     pub blocks: Blocks,
     /// The `accuracy_level` of MatMulNBits: 0 is the runtime's choice, 4 allows it to quantize activations too.
     pub accuracy_level: i64,
+}
+
+/// What shares a scale, and which operators read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Blocks of rows, for ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized`.
+    Blocks,
+    /// Standard operators: `DequantizeLinear` before the product, of columns (8 bits) or blocks of columns (4 bits).
+    Qdq,
+    /// Standard operators, in integers: columns of 8 bits, and activations quantized while the graph runs.
+    Dynamic,
+}
+
+impl Scheme {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Scheme::Blocks => "blocks",
+            Scheme::Qdq => "qdq",
+            Scheme::Dynamic => "dynamic",
+        }
+    }
 }
 
 /// A graph on its way, with what it is made from.
@@ -34,16 +60,28 @@ pub(crate) struct Recipe<M> {
     pub quantization: Option<Quantization>,
     pub graph: Graph,
     pub weights: Weights,
+    /// What was made of activations, by name.
+    pub dynamic: BTreeMap<String, [Value; 3]>,
 }
 
 impl<M> Recipe<M> {
     /// An empty graph.
     pub fn new(model: M, weights: Weights, request: &GraphRequest) -> Result<Recipe<M>, Error> {
-        let GraphRequest { profile, element, quantization } = *request;
-        if quantization.is_some() && profile == Profile::Portable {
-            return Err(Error::Opset { profile, what: "matrices of 4 or 8 bits", needed: 21 });
+        let GraphRequest { profile, element, quantization, fixed } = *request;
+        if let Some(Quantization { scheme, blocks, .. }) = quantization {
+            if scheme == Scheme::Blocks && profile == Profile::Portable {
+                return Err(Error::Opset { profile, what: "blocks of 4 or 8 bits", needed: 21 });
+            }
+            if scheme == Scheme::Qdq && blocks.bits == 4 && profile.max_opset() < 21 {
+                return Err(Error::Opset { profile, what: "matrices of 4 bits", needed: 21 });
+            }
+            if scheme == Scheme::Dynamic && blocks.bits == 4 {
+                return Err(Error::NotInIntegers);
+            }
         }
-        Ok(Recipe { model, element, quantization, graph: Graph::new(profile), weights })
+        let mut graph = Graph::new(profile);
+        graph.fix(fixed);
+        Ok(Recipe { model, element, quantization, graph, weights, dynamic: BTreeMap::new() })
     }
 
     /// The graph, when every weight has its place.
@@ -54,29 +92,32 @@ impl<M> Recipe<M> {
 
     /// A norm over the last dimension, of a size, with the weights of `role`.
     pub fn normed(&mut self, path: &str, role: &str, x: &Value, (norm, size, epsilon): (Norm, u64, f32)) -> Value {
-        let weight = self.vector(path, role, "weight", size);
-        match norm {
+        let element = self.element_of(&[&format!("{role}.weight"), &format!("{role}.bias")]);
+        let x = &self.cast(&format!("{path}/IslandIn"), x, element);
+        let weight = self.vector(path, role, "weight", size, element);
+        let normed = match norm {
             Norm::Rms => self.rms_norm(path, x, &weight, epsilon),
             Norm::Layer => {
                 let has_bias = self.weights.has(&format!("{role}.bias"));
-                let bias = if has_bias { self.vector(path, role, "bias", size) } else { Value::none() };
+                let bias = if has_bias { self.vector(path, role, "bias", size, element) } else { Value::none() };
                 let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon))];
                 let name = format!("{path}/LayerNorm");
-                self.graph.node("LayerNormalization", &name, &[x, &weight, &bias], self.element, &attributes)
+                self.graph.node("LayerNormalization", &name, &[x, &weight, &bias], element, &attributes)
             }
-        }
+        };
+        self.cast(&format!("{path}/IslandOut"), &normed, self.element)
+    }
+
+    /// The type of tensors that belong together: that of the graph, or float32 where one of them is kept in it.
+    pub fn element_of(&self, roles: &[&str]) -> Element {
+        if roles.iter().any(|role| self.weights.is_wide(role)) { Element::F32 } else { self.element }
     }
 
     fn rms_norm(&mut self, path: &str, x: &Value, weight: &Value, epsilon: f32) -> Value {
+        let element = x.element();
         if self.graph.profile() == Profile::Std {
             let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon))];
-            return self.graph.node(
-                "RMSNormalization",
-                &format!("{path}/RMSNorm"),
-                &[x, weight],
-                self.element,
-                &attributes,
-            );
+            return self.graph.node("RMSNormalization", &format!("{path}/RMSNorm"), &[x, weight], element, &attributes);
         }
         // Squares of float16 overflow, so the mean is taken in float32.
         let wide = self.cast(&format!("{path}/Wide"), x, Element::F32);
@@ -88,8 +129,8 @@ impl<M> Recipe<M> {
         let sum = self.graph.node("Add", &format!("{path}/Add"), &[&mean, &epsilon], Element::F32, &[]);
         let root = self.graph.node("Sqrt", &format!("{path}/Sqrt"), &[&sum], Element::F32, &[]);
         let normed = self.graph.node("Div", &format!("{path}/Div"), &[&wide, &root], Element::F32, &[]);
-        let normed = self.cast(&format!("{path}/Narrow"), &normed, self.element);
-        self.graph.node("Mul", &format!("{path}/Mul"), &[&normed, weight], self.element, &[])
+        let normed = self.cast(&format!("{path}/Narrow"), &normed, element);
+        self.graph.node("Mul", &format!("{path}/Mul"), &[&normed, weight], element, &[])
     }
 
     /// The mean over the last dimension, which stays. The axes became an input in opset 18.
@@ -104,10 +145,10 @@ impl<M> Recipe<M> {
     }
 
     /// A vector of `role`.
-    pub fn vector(&mut self, path: &str, role: &str, suffix: &str, size: u64) -> Value {
+    fn vector(&mut self, path: &str, role: &str, suffix: &str, size: u64, element: Element) -> Value {
         let role = format!("{role}.{suffix}");
         self.weights.take(&role, &[size]);
-        self.graph.weight(&format!("{}.{suffix}", dotted(path)), &role, Form::AsIs, self.element, &[size])
+        self.graph.weight(&format!("{}.{suffix}", dotted(path)), &role, Form::AsIs, element, &[size])
     }
 
     /// `x @ W^T + b` with the matrix `[outputs, inputs]` of `role`, and the vector where the checkpoint has one.
@@ -115,90 +156,51 @@ impl<M> Recipe<M> {
         let matrix = format!("{role}.weight");
         self.weights.take(&matrix, &[outputs, inputs]);
         let name = format!("{}.MatMul.weight", dotted(path));
-        if let Some(quantization) = self.quantization {
-            let parts = self.blocks(&name, &matrix, [outputs, inputs], quantization.blocks);
-            let product = self.product_of_blocks(path, x, &parts, [inputs, outputs], quantization.blocks);
-            return self.biased(path, role, product, outputs);
-        }
-        let weight = self.graph.weight(&name, &matrix, Form::Transposed, self.element, &[inputs, outputs]);
-        let product = self.graph.node("MatMul", &format!("{path}/MatMul"), &[x, &weight], self.element, &[]);
+        let product = self.product(path, &name, &matrix, x, [inputs, outputs]);
         self.biased(path, role, product, outputs)
     }
 
-    /// The matrix `[rows, columns]` of `role` in blocks: codes, scales, zero points.
-    pub fn blocks(&mut self, name: &str, role: &str, [rows, columns]: [u64; 2], blocks: Blocks) -> [Value; 3] {
-        let (bits, count) = (u64::from(blocks.bits), columns.div_ceil(blocks.size.into()));
-        let shape = [rows, count, u64::from(blocks.size) * bits / 8];
-        let codes = format!("{name}_Q{bits}");
-        let codes = self.graph.weight(&codes, role, Form::Codes(blocks), Element::U8, &shape);
-        let scales = format!("{name}_scales");
-        let scales = self.graph.weight(&scales, role, Form::Scales(blocks), self.element, &[rows, count]);
-        if blocks.symmetric {
-            return [codes, scales, Value::none()];
+    /// `x @ W^T` with the matrix `[outputs, inputs]` of `role`, which the caller took, in the form that is asked for.
+    pub fn product(&mut self, path: &str, name: &str, role: &str, x: &Value, shape: [u64; 2]) -> Value {
+        let [inputs, outputs] = shape;
+        match self.quantization {
+            Some(Quantization { scheme: Scheme::Blocks, blocks, .. }) => {
+                let parts = self.blocks(name, role, [outputs, inputs], blocks);
+                self.product_of_blocks(path, x, &parts, shape, blocks)
+            }
+            Some(Quantization { scheme: Scheme::Dynamic, .. }) => self.product_of_integers(path, name, role, x, shape),
+            // Four bits of two rows would share a byte where rows are of odd length.
+            Some(Quantization { blocks, .. }) if blocks.bits == 8 || outputs.is_multiple_of(2) => {
+                let weight = self.dequantized(name, role, shape, blocks);
+                self.graph.node("MatMul", &format!("{path}/MatMul"), &[x, &weight], self.element, &[])
+            }
+            _ => self.product_of_numbers(path, name, role, x, shape),
         }
-        let shape = [rows, (count * bits).div_ceil(8)];
-        let zero_points = format!("{name}_zero_points");
-        let zero_points = self.graph.weight(&zero_points, role, Form::ZeroPoints(blocks), Element::U8, &shape);
-        [codes, scales, zero_points]
     }
 
-    /// `x @ W^T` with a matrix of blocks.
-    pub fn product_of_blocks(
-        &mut self,
-        path: &str,
-        x: &Value,
-        [codes, scales, zero_points]: &[Value; 3],
-        [inputs, outputs]: [u64; 2],
-        blocks: Blocks,
-    ) -> Value {
-        let mut attributes = vec![
-            ("K", Attribute::Int(inputs as i64)),
-            ("N", Attribute::Int(outputs as i64)),
-            ("bits", Attribute::Int(blocks.bits.into())),
-            ("block_size", Attribute::Int(blocks.size.into())),
-        ];
-        if let Some(quantization) = self.quantization.filter(|q| q.accuracy_level != 0) {
-            attributes.push(("accuracy_level", Attribute::Int(quantization.accuracy_level)));
-        }
-        let name = format!("{path}/MatMul_Q{}", blocks.bits);
-        self.graph.node("MatMulNBits", &name, &[x, codes, scales, zero_points], self.element, &attributes)
-    }
-
-    /// How rows that are looked up are quantized: not, where they are not whole blocks, which the operator needs.
-    pub fn blocks_of_rows(&self, width: u64) -> Option<Blocks> {
-        let blocks = self.quantization?.blocks;
-        width.is_multiple_of(blocks.size.into()).then_some(blocks)
-    }
-
-    /// The rows of `role` that `ids` name, which the caller took.
-    pub fn gathered(&mut self, path: &str, name: &str, role: &str, shape: [u64; 2], ids: &Value) -> Value {
-        let Some(blocks) = self.blocks_of_rows(shape[1]) else {
-            let table = self.graph.weight(name, role, Form::AsIs, self.element, &shape);
-            return self.graph.node("Gather", &format!("{path}/Gather"), &[&table, ids], self.element, &[]);
-        };
-        let [codes, scales, zero_points] = self.blocks(name, role, shape, blocks);
-        let codes = self.reshape(&format!("{path}/Reshape"), &codes, &[shape[0] as i64, -1]);
-        let attributes = [
-            ("bits", Attribute::Int(blocks.bits.into())),
-            ("block_size", Attribute::Int(blocks.size.into())),
-            ("gather_axis", Attribute::Int(0)),
-            ("quantize_axis", Attribute::Int(1)),
-        ];
-        let (name, inputs) = (format!("{path}/Gather_Q{}", blocks.bits), [&codes, ids, &scales, &zero_points]);
-        self.graph.node("GatherBlockQuantized", &name, &inputs, self.element, &attributes)
+    /// The same with the matrix as numbers.
+    pub fn product_of_numbers(&mut self, path: &str, name: &str, role: &str, x: &Value, shape: [u64; 2]) -> Value {
+        let element = self.element_of(&[role]);
+        let x = &self.cast(&format!("{path}/IslandIn"), x, element);
+        let weight = self.graph.weight(name, role, Form::Transposed, element, &shape);
+        let y = self.graph.node("MatMul", &format!("{path}/MatMul"), &[x, &weight], element, &[]);
+        self.cast(&format!("{path}/IslandOut"), &y, self.element)
     }
 
     /// `x @ T^T` with a matrix as it lies there, `[outputs, inputs]`.
     pub fn by_rows(&mut self, path: &str, x: &Value, table: &Value, [inputs, outputs]: [u64; 2]) -> Value {
+        let element = table.element();
+        let x = &self.cast(&format!("{path}/IslandIn"), x, element);
         let flat = self.reshape(&format!("{path}/Rows"), x, &[-1, inputs as i64]);
         let attributes = [("transB", Attribute::Int(1))];
-        let flat = self.graph.node("Gemm", &format!("{path}/Gemm"), &[&flat, table], self.element, &attributes);
+        let flat = self.graph.node("Gemm", &format!("{path}/Gemm"), &[&flat, table], element, &attributes);
         let shape = self.graph.node("Shape", &format!("{path}/Shape"), &[x], Element::I64, &[]);
         let outer = self.slice(&format!("{path}/Outer"), &shape, 0, 2, 0);
         let width = self.graph.ints(&[outputs as i64]);
         let axis = [("axis", Attribute::Int(0))];
         let shape = self.graph.node("Concat", &format!("{path}/Concat"), &[&outer, &width], Element::I64, &axis);
-        self.graph.node("Reshape", &format!("{path}/Reshape"), &[&flat, &shape], self.element, &[])
+        let y = self.graph.node("Reshape", &format!("{path}/Reshape"), &[&flat, &shape], element, &[]);
+        self.cast(&format!("{path}/IslandOut"), &y, self.element)
     }
 
     /// Adds the vector of `role`, where the checkpoint has one.
@@ -206,8 +208,11 @@ impl<M> Recipe<M> {
         if !self.weights.has(&format!("{role}.bias")) {
             return x;
         }
-        let bias = self.vector(path, role, "bias", size);
-        self.graph.node("Add", &format!("{path}/Add"), &[&x, &bias], self.element, &[])
+        let element = self.element_of(&[&format!("{role}.bias")]);
+        let x = self.cast(&format!("{path}/BiasIn"), &x, element);
+        let bias = self.vector(path, role, "bias", size, element);
+        let sum = self.graph.node("Add", &format!("{path}/Add"), &[&x, &bias], element, &[]);
+        self.cast(&format!("{path}/BiasOut"), &sum, self.element)
     }
 
     /// A nonlinearity.
@@ -295,6 +300,6 @@ impl<M> Recipe<M> {
 }
 
 /// The name of a weight from that of its node: `/model/layers.0/mlp` is `model.layers.0.mlp`.
-fn dotted(path: &str) -> String {
+pub(crate) fn dotted(path: &str) -> String {
     path.trim_start_matches('/').replace('/', ".")
 }

@@ -9,13 +9,24 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Weights {
     tensors: BTreeMap<String, Shape>,
     used: BTreeSet<String>,
+    wide: BTreeSet<String>,
     problems: Vec<WeightProblem>,
 }
 
 impl Weights {
     /// The tensors that are there.
     pub fn new(tensors: BTreeMap<String, Shape>) -> Weights {
-        Weights { tensors, used: BTreeSet::new(), problems: Vec::new() }
+        Weights { tensors, used: BTreeSet::new(), wide: BTreeSet::new(), problems: Vec::new() }
+    }
+
+    /// Keeps a tensor in float32, and what is computed with it, where the graph has a narrower type.
+    pub fn widen(&mut self, role: &str) {
+        self.wide.insert(role.to_owned());
+    }
+
+    /// Whether it is kept in float32.
+    pub fn is_wide(&self, role: &str) -> bool {
+        self.wide.contains(role)
     }
 
     /// Whether there is such a tensor.

@@ -8,7 +8,7 @@ pub use lineage::*;
 
 use crate::exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub use onnx::{OnnxArgs, OnnxProfile};
+pub use onnx::{OnnxArgs, OnnxProfile, OnnxScheme};
 pub use registry::*;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -1,17 +1,18 @@
 //! From what was typed to what the libraries take.
 
 use crate::cli::{
-    MergingArgs, OnnxArgs, OnnxProfile, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs, TargetArgs,
+    MergingArgs, OnnxArgs, OnnxProfile, OnnxScheme, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs,
+    TargetArgs,
 };
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    BlockOptions, Combine, FileType, Imatrix, Importance, Limits, OnnxRequest, OverlayOptions, Precision,
+    BlockOptions, Combine, FileType, Imatrix, Importance, Layout, Limits, OnnxRequest, OverlayOptions, Precision,
     QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
 };
 use mlpack_fs::read_to_string_bounded;
-use mlpack_onnx::Profile;
-use mlpack_tensor::GgmlType;
+use mlpack_onnx::{FixedDims, Profile, Scheme};
+use mlpack_tensor::{Escaped, GgmlType};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -136,7 +137,11 @@ pub fn onnx(args: &OnnxArgs) -> anyhow::Result<OnnxRequest> {
         );
     }
     let default = BlockOptions::default();
+    let fixed = fixed_dims(&args.fix_dims)?;
     Ok(OnnxRequest {
+        fixed,
+        keep_fp32: args.keep_fp32.iter().filter(|text| *text != OVERFLOW).cloned().collect(),
+        layout: args.layout.as_deref().map_or(Ok(Layout::TransformersJs), Layout::parse)?,
         precisions: args
             .precision
             .iter()
@@ -150,9 +155,44 @@ pub fn onnx(args: &OnnxArgs) -> anyhow::Result<OnnxRequest> {
         blocks: BlockOptions {
             size: args.block_size.unwrap_or(default.size),
             asymmetric: args.asymmetric,
+            scheme: args.scheme.map(|scheme| match scheme {
+                OnnxScheme::Blocks => Scheme::Blocks,
+                OnnxScheme::Qdq => Scheme::Qdq,
+                OnnxScheme::Dynamic => Scheme::Dynamic,
+            }),
             accuracy_level: args.accuracy_level.unwrap_or(default.accuracy_level),
         },
     })
+}
+
+/// The value of an option by its name, as the command line has it.
+pub fn value_named<T: clap::ValueEnum>(name: &str) -> anyhow::Result<T> {
+    T::from_str(name, false).map_err(|_| anyhow::anyhow!("`{}` is not known to this version", Escaped(name)))
+}
+
+/// Those of `--keep-fp32` that float16 cannot hold.
+pub const OVERFLOW: &str = "overflow";
+
+/// Sizes of dimensions: `batch=1,sequence=128`.
+fn fixed_dims(texts: &[String]) -> anyhow::Result<FixedDims> {
+    let mut fixed = FixedDims::default();
+    for text in texts {
+        let (name, size) = text.trim().split_once('=').unwrap_or((text.trim(), ""));
+        let (dim, least) = match name {
+            "batch" => (&mut fixed.batch, 1),
+            "sequence" => (&mut fixed.sequence, 1),
+            "past" => (&mut fixed.past, 0),
+            _ => bail!("--fix-dims `{}` names no dimension\n  expected: batch=N, sequence=N or past=N", Escaped(text)),
+        };
+        let size = size.parse::<u32>().ok().filter(|size| *size >= least);
+        let size = size.with_context(|| {
+            format!("--fix-dims `{}` has no size\n  expected: {name}=N with a number from {least}", Escaped(text))
+        })?;
+        if dim.replace(size.into()).is_some() {
+            bail!("--fix-dims gives `{name}` twice\n  expected: one size");
+        }
+    }
+    Ok(fixed)
 }
 
 /// Refuses what only ONNX graphs have.

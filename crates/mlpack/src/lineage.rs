@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// The annotation with the place of one of several adapters.
 pub const ORDER: &str = "order";
 
+/// Bytes of the longest graph that is asked what it says.
+const MAX_GRAPH_LEN: u64 = 64 << 20;
+
 /// Everything that a merge, a conversion or a quantization read. `weights` are the files with weights and their digests;
 /// runs are recorded where a store is given.
 pub fn dependencies(
@@ -118,7 +121,7 @@ pub fn note(source: &Source, done: &Done, store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes into every planned GGUF file what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's
+/// Writes into every planned GGUF file or graph what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's
 /// own files do not say. The inputs are read once more for that: their digests stand before the weights.
 pub fn embed(
     kind: StepKind,
@@ -182,6 +185,12 @@ pub fn embed(
 
 /// What a file says about where it comes from: the `mlpack.*` entries of its metadata.
 pub fn embedded(path: &Path) -> Vec<(String, String)> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+        // Weights may be in it too, but then it is not one of ours.
+        let Ok(model) = mlpack_fs::read_bounded(path, MAX_GRAPH_LEN) else { return Vec::new() };
+        let entries = mlpack_onnx::read_metadata(&model).unwrap_or_default();
+        return entries.into_iter().filter(|(key, _)| key.starts_with("mlpack.")).collect();
+    }
     if !path.is_file() || !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Vec::new();
     }
@@ -210,7 +219,7 @@ pub fn runs(
 pub fn directory(dir: &Path, files: &[SealedFile]) -> Vec<Artifact> {
     let names: Vec<_> = files
         .iter()
-        .map(|f| (f.path.file_name().unwrap_or_default().to_string_lossy().into_owned(), f.sha256))
+        .map(|f| (f.path.strip_prefix(dir).unwrap_or(&f.path).to_string_lossy().into_owned(), f.sha256))
         .collect();
     Artifact::directory(dir, &names)
 }

@@ -122,6 +122,19 @@ pub(super) enum TaskKind {
     QuestionAnswering,
 }
 
+impl TaskKind {
+    /// Its name, as transformers' pipelines have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::FeatureExtraction => "feature-extraction",
+            TaskKind::FillMask => "fill-mask",
+            TaskKind::TextClassification => "text-classification",
+            TaskKind::TokenClassification => "token-classification",
+            TaskKind::QuestionAnswering => "question-answering",
+        }
+    }
+}
+
 const FILES: &[(&str, &str)] = &[
     ("bert", include_str!("../../encoders/bert.toml")),
     ("distilbert", include_str!("../../encoders/distilbert.toml")),

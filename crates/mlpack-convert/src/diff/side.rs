@@ -126,7 +126,7 @@ fn decode(tensor: &SideTensor, stored: Stored, bytes: &[u8], floats: &mut [f32])
         (Some(dtype), _) if dtype.is_float() => Ok(mlpack_quant::widen(dtype, bytes, floats)?),
         (_, Stored::Ggml(ty)) if mlpack_quant::can_decode(ty) => Ok(mlpack_quant::decode(ty, bytes, floats)?),
         (_, Stored::Ggml(ty)) => Err(Error::Undecodable { tensor: name(), ty }),
-        (_, Stored::Safetensors(_) | Stored::NBits(..)) => {
+        (_, Stored::Safetensors(_) | Stored::NBits(..) | Stored::ColumnBlocks(..) | Stored::Bytes(_)) => {
             Err(Error::TensorDtype { tensor: name(), stored, shape: shape.clone() })
         }
     }

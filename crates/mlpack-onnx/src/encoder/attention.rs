@@ -2,7 +2,7 @@
 
 use super::{Inputs, Shared};
 use crate::element::Element;
-use crate::graph::{Attribute, Form, Value};
+use crate::graph::{Attribute, Value};
 use crate::recipe::Recipe;
 use mlpack_arch::Encoder;
 
@@ -75,7 +75,6 @@ impl Recipe<&Encoder> {
         let path = "/model/relative";
         let (role, shape) = (format!("{name}.weight"), [e.buckets, e.heads]);
         self.weights.take(&role, &shape);
-        let table = self.graph.weight("model.relative.weight", &role, Form::AsIs, self.element, &shape);
         let table_of_distances: Vec<i64> =
             (-MAX_DISTANCE..=MAX_DISTANCE).map(|d| bucket(d, e.buckets as i64)).collect();
         let buckets = self.graph.ints(&table_of_distances);
@@ -84,7 +83,7 @@ impl Recipe<&Encoder> {
         let clipped = self.graph.node("Min", &format!("{path}/Min"), &[&clipped, &highest], Element::I64, &[]);
         let places = self.graph.node("Add", &format!("{path}/Add"), &[&clipped, &highest], Element::I64, &[]);
         let rows = self.graph.node("Gather", &format!("{path}/Buckets"), &[&buckets, &places], Element::I64, &[]);
-        let bias = self.graph.node("Gather", &format!("{path}/Gather"), &[&table, &rows], self.element, &[]);
+        let bias = self.looked_up(path, "model.relative.weight", &role, shape, &rows);
         let order = [("perm", Attribute::Ints(vec![2, 0, 1]))];
         let bias = self.graph.node("Transpose", &format!("{path}/Transpose"), &[&bias], self.element, &order);
         self.unsqueeze(&format!("{path}/Unsqueeze"), &bias, &[0])

@@ -121,11 +121,15 @@ impl Recipe<&Encoder> {
         let own = format!("{}.weight", head.out);
         let biases = [Some(format!("{}.bias", head.out)), head.bias.clone()];
         let mut biases: Vec<String> = biases.into_iter().flatten().filter(|bias| self.weights.has(bias)).collect();
-        let product = if self.weights.has(&own) {
+        let has_own = self.weights.has(&own);
+        let product = if self.is_in_standard_operators() {
+            let role = if has_own { own } else { format!("{}.weight", e.names.word) };
+            self.weights.take(&role, &[e.vocabulary, e.hidden]);
+            self.product("/head/words", "head.words.weight", &role, x, [e.hidden, e.vocabulary])
+        } else if has_own {
             self.weights.take(&own, &[e.vocabulary, e.hidden]);
-            let shape = [e.hidden, e.vocabulary];
-            let matrix = self.graph.weight("head.words.weight", &own, Form::Transposed, self.element, &shape);
-            self.graph.node("MatMul", "/head/words/MatMul", &[x, &matrix], self.element, &[])
+            // Blocks leave the words as they are.
+            self.product_of_numbers("/head/words", "head.words.weight", &own, x, [e.hidden, e.vocabulary])
         } else {
             let table = self.word_table();
             self.by_rows("/head/words", x, &table, [e.hidden, e.vocabulary])
@@ -134,7 +138,10 @@ impl Recipe<&Encoder> {
         let Some(bias) = biases.pop() else { return product };
         biases.iter().for_each(|same| self.weights.leave(same));
         self.weights.take(&bias, &[e.vocabulary]);
-        let bias = self.graph.weight("head.words.bias", &bias, Form::AsIs, self.element, &[e.vocabulary]);
-        self.graph.node("Add", "/head/words/Add", &[&product, &bias], self.element, &[])
+        let element = self.element_of(&[&bias]);
+        let product = self.cast("/head/words/BiasIn", &product, element);
+        let bias = self.graph.weight("head.words.bias", &bias, Form::AsIs, element, &[e.vocabulary]);
+        let sum = self.graph.node("Add", "/head/words/Add", &[&product, &bias], element, &[]);
+        self.cast("/head/words/BiasOut", &sum, self.element)
     }
 }

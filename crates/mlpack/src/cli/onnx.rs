@@ -8,6 +8,10 @@ pub struct OnnxArgs {
     /// Precisions of ONNX graphs, separated by commas: fp32, fp16, bf16, int8, int4
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "quant")]
     pub precision: Vec<String>,
+    /// What the graph is for: text-generation, feature-extraction, fill-mask, text-classification, token-classification or
+    /// question-answering [default: what the model's class is for]
+    #[arg(long, value_name = "TASK", requires = "precision")]
+    pub task: Option<String>,
     /// Operators of ONNX graphs [default: std]
     #[arg(long, value_enum, requires = "precision")]
     pub profile: Option<OnnxProfile>,
@@ -20,11 +24,37 @@ pub struct OnnxArgs {
     /// How exactly ONNX Runtime multiplies by blocks: 0 as it chooses, 1 in float32, 4 in integers, faster [default: 0]
     #[arg(long, value_name = "LEVEL", requires = "precision", value_parser = clap::value_parser!(u32).range(0..=4))]
     pub accuracy_level: Option<u32>,
+    /// How int8 and int4 matrices are stored: blocks, for ONNX Runtime's operators; qdq, for standard ones; dynamic, int8
+    /// alone, also multiplied in integers [default: blocks; for int8 in profile portable dynamic]
+    #[arg(long, value_enum, requires = "precision")]
+    pub scheme: Option<OnnxScheme>,
+    /// Keep tensors in float32 in fp16 and bf16 graphs: those with such a part in their name, or `overflow`, those with a value
+    /// that float16 cannot hold; separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "precision")]
+    pub keep_fp32: Vec<String>,
+    /// The runtime that the directory is for: transformers.js (graphs in onnx/), plain (graphs beside config.json) or genai
+    /// (onnxruntime-genai) [default: transformers.js]
+    #[arg(long, value_name = "RUNTIME", requires = "precision")]
+    pub layout: Option<String>,
+    /// Sizes of inputs that are known, for runtimes that want static shapes: batch=N,sequence=N, and past=N for a decoder's cache
+    #[arg(long, value_name = "DIMS", value_delimiter = ',', requires = "precision")]
+    pub fix_dims: Vec<String>,
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
     let size = text.parse().ok().filter(|size: &u32| size.is_power_of_two() && (16..=256).contains(size));
     size.ok_or_else(|| "expected 16, 32, 64, 128 or 256".to_owned())
+}
+
+/// How matrices of integers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnnxScheme {
+    /// Blocks of rows, for ONNX Runtime's MatMulNBits
+    Blocks,
+    /// Columns of int8 or blocks of columns of int4, and DequantizeLinear
+    Qdq,
+    /// Columns of int8, and MatMulInteger
+    Dynamic,
 }
 
 /// The operators of an ONNX graph.

@@ -43,7 +43,7 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
         let source = Source::open(model, &adapters, &inputs::overlay(&args.source.merging)?)?;
         let files = Described::new(&source)?;
         let (arch, plan) = if args.target.format == Format::Onnx {
-            let computation = files.computation(&source, &families)?;
+            let computation = files.computation(&source, &families, args.target.onnx.task.as_deref())?;
             let plan = plan_onnx(&source, &computation, &inputs::onnx(&args.target.onnx)?)?.plan;
             (computation.task().to_owned(), plan)
         } else {

@@ -26,8 +26,8 @@ impl Described {
     }
 
     /// What the model that it describes computes.
-    pub fn computation(&self, source: &Source, families: &Families) -> anyhow::Result<Computation> {
-        Ok(Computation::open(source, self.dir.as_ref().map(TempDir::path), families)?)
+    pub fn computation(&self, source: &Source, families: &Families, task: Option<&str>) -> anyhow::Result<Computation> {
+        Ok(Computation::open(source, self.dir.as_ref().map(TempDir::path), families, task)?)
     }
 
     /// Puts the files that the description is made of in place of the temporary ones.

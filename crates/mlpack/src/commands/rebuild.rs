@@ -186,8 +186,10 @@ fn digests(dir: &Path) -> anyhow::Result<BTreeMap<PathBuf, Sha256>> {
         }
         if path.is_dir() {
             let inside = digests(&path)?;
+            // Folders within have digests of their own, but a tree is made of files.
             let files: Vec<(String, Sha256)> = inside
                 .iter()
+                .filter(|(file, _)| file.is_file())
                 .filter_map(|(file, digest)| {
                     Some((file.strip_prefix(&path).ok()?.to_string_lossy().into_owned(), *digest))
                 })

@@ -5,6 +5,7 @@
 
 use super::super::convert::{EMBEDDED, Quantizer, convert_into, convert_lora_into};
 use super::super::merge::merge_into;
+use super::super::onnx;
 use super::super::quantize::quantize_into;
 use crate::cli::{QuantizerArgs, RequantizerArgs};
 use crate::inputs;
@@ -86,9 +87,7 @@ impl<'a> Again<'a> {
         match self.recipe.kind {
             StepKind::Merge => self.merge(dir),
             StepKind::Convert if self.parameter("to") == Some("gguf-lora") => self.convert_lora(dir),
-            StepKind::Convert if self.parameter("to") == Some("onnx") => {
-                bail!("a conversion to ONNX is not made again yet")
-            }
+            StepKind::Convert if self.parameter("to") == Some("onnx") => self.convert_onnx(dir),
             StepKind::Convert => self.convert(dir),
             StepKind::Quantize => self.quantize(dir),
             StepKind::Train | StepKind::Package => unreachable!("such a step is no recipe"),
@@ -136,6 +135,17 @@ impl<'a> Again<'a> {
         let dir_of_adapter = adapter.parent().unwrap_or(Path::new(""));
         let request = LoraRequest { dir: dir_of_adapter, name: self.name()?, variants: &variants };
         convert_lora_into(base, &self.families()?, &request, &self.runs()?, dir, self.resources, self.out)?;
+        Ok(())
+    }
+
+    fn convert_onnx(&self, dir: &Path) -> anyhow::Result<()> {
+        let source = self.source()?;
+        let mut asked = onnx::asked(&self.recipe.parameters)?;
+        let outputs = &self.recipe.outputs;
+        let name = outputs.iter().map(|(name, _)| name.as_str()).find(|name| !name.contains('/')).unwrap_or("onnx");
+        check_name(name)?;
+        let (families, runs, output) = (self.families()?, self.runs()?, dir.join(name));
+        onnx::convert_into(&source, &families, &mut asked, &runs, &output, self.resources, self.out)?;
         Ok(())
     }
 
