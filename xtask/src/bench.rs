@@ -9,6 +9,7 @@ mod importance;
 mod lineage;
 mod merge;
 mod model;
+mod onnx;
 mod quantize;
 mod registry;
 mod release;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is measured, by name.
-const PARTS: &[&str] = &["f16", "merge", "convert", "quantize", "chain", "registry", "lineage", "trace"];
+const PARTS: &[&str] = &["f16", "merge", "convert", "quantize", "chain", "registry", "lineage", "trace", "onnx"];
 
 struct Options {
     parts: Vec<String>,
@@ -62,7 +63,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     }
     let peers = Peers::locate()?;
     let any_but = |names: &[&str]| options.parts.iter().any(|part| !names.contains(&part.as_str()));
-    if any_but(&["f16", "merge", "convert", "registry", "lineage", "trace"]) {
+    if any_but(&["f16", "merge", "convert", "registry", "lineage", "trace", "onnx"]) {
         peers.llama_cpp()?;
     }
     let mlpack = build_mlpack(true)?;
@@ -88,6 +89,7 @@ pub fn command(arguments: &[&str]) -> Result<()> {
             "chain" => adapt::to_q4_k_m(&bench)?,
             "registry" => registry::run(&bench)?,
             "lineage" => release::run(&bench)?,
+            "onnx" => onnx::run(&bench)?,
             "trace" => lineage::run(&bench.mlpack, &bench.dir, bench.runs)?,
             other => unreachable!("`{other}` was refused"),
         };

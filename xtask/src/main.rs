@@ -40,7 +40,7 @@ other inputs
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2,
-                       tokenizers, provenance, onnx, and what takes minutes to build and is
+                       tokenizers, provenance, onnx, onnx-runtimes, and what takes minutes to build and is
                        left out by default: llama-server, cosign, crane, distribution, ollama, oras
   parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
                          convert: base, merged, smollm2, mistral, llama3, qwen2
@@ -49,7 +49,8 @@ other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
                          archs (or --archs): a small checkpoint of every architecture
                          lineage: what cosign says of signed files and of what publish attached
                          registry: what Ollama, oras, crane, podman and distribution 3 say of what is published
-                         onnx (or --onnx): decoders in ONNX Runtime against transformers, blocks against its quantizer
+                         onnx (or --onnx): graphs (decoders and encoders in ONNX Runtime against transformers, integers against
+                         its quantizers), runtimes (SmolLM2 in onnxruntime-genai and transformers.js)
                          --only TEXT  quantizes only where the printed title has this text
                          --seed N     other random rows (default 1)
                          --record     archs: writes the goldens that the tests compare with

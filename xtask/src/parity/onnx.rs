@@ -55,7 +55,7 @@ fn names(dir: &Path, only: &str) -> Result<Vec<String>> {
 fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
     let models = work.dir.join("encoders");
     output(work.peers.script("onnx_encoders.py").arg("models").arg(&models))?;
-    let mut jobs = Vec::new();
+    let (mut jobs, mut differing) = (Vec::new(), 0);
     for name in names(&models, only)? {
         let model = models.join(&name);
         for profile in PROFILES {
@@ -63,6 +63,7 @@ fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
             work.convert_into(&model, &dir, "fp32", &["--profile", profile])?;
             jobs.push(format!("{}={}={FLOAT32}", model.display(), dir.join("onnx/model.onnx").display()));
         }
+        differing += work.dynamic(&model, &name, "portable")?;
         let dir = work.dir.join("encoders-fp16").join(&name);
         work.convert_into(&model, &dir, "fp16", &[])?;
         jobs.push(format!("{}={}={FLOAT16}", model.display(), dir.join("onnx/model_fp16.onnx").display()));
@@ -70,7 +71,7 @@ fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
     if jobs.is_empty() {
         return Ok(0);
     }
-    Ok(usize::from(run_command(work.peers.script("onnx_encoders.py").arg("compare").args(&jobs)).is_err()))
+    Ok(differing + usize::from(run_command(work.peers.script("onnx_encoders.py").arg("compare").args(&jobs)).is_err()))
 }
 
 /// Decoders, in all profiles and precisions.
@@ -115,6 +116,19 @@ fn decoders(only: &str, work: &Work<'_>) -> Result<usize> {
             }
         }
     }
+    for name in names.iter().filter(|name| PRECISIONS_OF.contains(&name.as_str())) {
+        for (kind, options) in [("symmetric", &[][..]), ("asymmetric", &["--asymmetric"])] {
+            let options = [&["--scheme", "qdq", "--block-size", "32"], options].concat();
+            let dir = work.convert(name, &format!("qdq-{kind}"), "int4", &options)?;
+            let quantized = dir.join("onnx/model_q4.onnx");
+            let plain = work.dir.join("portable").join(name).join("onnx/model.onnx");
+            let what = format!("{name} int4 qdq {kind}");
+            differing += work.integers(&what, &["qdq"], &plain, &quantized, &["32", kind]);
+        }
+        for profile in ["portable", "std"] {
+            differing += work.dynamic(&work.model(name), name, profile)?;
+        }
+    }
     let mut script = peers.script("onnx_logits.py");
     differing += usize::from(run_command(script.args(&jobs)).is_err());
     Ok(differing)
@@ -142,6 +156,28 @@ impl Work<'_> {
         let mut convert = Command::new(self.mlpack);
         convert.arg("convert").arg(model).args(["--to", "onnx", "--precision", precisions]);
         output(convert.args(options).arg("-o").arg(dir)).map(drop)
+    }
+
+    /// Compares matrices of integers with those of ONNX Runtime's tools.
+    fn integers(&self, what: &str, mode: &[&str], plain: &Path, quantized: &Path, options: &[&str]) -> usize {
+        let mut script = self.peers.script("onnx_integers.py");
+        let said = output(script.args(mode).arg(plain).arg(quantized).args(options));
+        let differs = usize::from(said.is_err());
+        println!("{what}: {}", said.map_or_else(|e| format!("{e:#}"), |s| s.trim().to_owned()));
+        differs
+    }
+
+    /// The same of a model in bytes that are multiplied in integers. The reference starts from the portable graph.
+    fn dynamic(&self, model: &Path, name: &str, profile: &str) -> Result<usize> {
+        let dir = self.dir.join(format!("dynamic-{profile}")).join(name);
+        self.convert_into(model, &dir, "fp32,int8", &["--profile", "portable"])?;
+        let (plain, mut quantized) = (dir.join("onnx/model.onnx"), dir.join("onnx/model_quantized.onnx"));
+        if profile != "portable" {
+            let other = self.dir.join(format!("dynamic-{profile}-8")).join(name);
+            self.convert_into(model, &other, "int8", &["--profile", profile, "--scheme", "dynamic"])?;
+            quantized = other.join("onnx/model_quantized.onnx");
+        }
+        Ok(self.integers(&format!("{name} int8 dynamic {profile}"), &["dynamic"], &plain, &quantized, &[]))
     }
 
     /// What the script is told of a file.
