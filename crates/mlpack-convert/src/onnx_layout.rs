@@ -39,7 +39,7 @@ impl Layout {
             option: "--layout",
             value: name.to_owned(),
             expected: "transformers.js, plain or genai",
-            reason: match nearest(name, Layout::ALL.map(Layout::name).into_iter(), 1).first() {
+            reason: match nearest(name, Layout::ALL.map(Layout::name), 1).first() {
                 Some(nearest) => {
                     format!("`{}` is no such layout; did you mean `{nearest}`?", mlpack_tensor::Escaped(name))
                 }
