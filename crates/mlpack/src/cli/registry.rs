@@ -48,9 +48,9 @@ pub enum EcosystemArg {
     mlpack publish m.gguf registry.example/team/m:v1 --as image --base registry.example/llama-server:1 \\\n      \
     --entrypoint /llama-server --command=-m --command=/models/m.gguf\n  \
     mlpack publish oci:out/layout:v1 registry.example/team/legal-qa:v1\n\n\
-    Every GGUF gets its own tag (v1-q4_k_m, …) and, unless it has one and no option says what is in it, a Modelfile beside\n\
-    it; v1 is the index over all of them. Of several ecosystems, ModelPack has these tags (else the first named), and the\n\
-    others have -ollama, -docker, -image added.\n\
+    Every GGUF gets its own tag (v1-q4_k_m, …) and, unless it has one and no option says what is in\n\
+    it, a Modelfile beside it; v1 is the index over all of them. Of several ecosystems, ModelPack has\n\
+    these tags (else the first named), and the others have -ollama, -docker, -image added.\n\
     A push that was ended in any way goes on when the same command runs again.")]
 pub struct PublishArgs {
     /// GGUF files or model directories, or one oci:DIR:TAG; then where to: HOST/REPOSITORY:TAG or oci:DIR:TAG
