@@ -67,6 +67,10 @@ fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
         let dir = work.dir.join("encoders-fp16").join(&name);
         work.convert_into(&model, &dir, "fp16", &[])?;
         jobs.push(format!("{}={}={FLOAT16}", model.display(), dir.join("onnx/model_fp16.onnx").display()));
+        // Nearly everything in float32, so that every kind of island occurs.
+        let dir = work.dir.join("encoders-islands").join(&name);
+        work.convert_into(&model, &dir, "fp16", &["--keep-fp32", "e"])?;
+        jobs.push(format!("{}={}={FLOAT16}", model.display(), dir.join("onnx/model_fp16.onnx").display()));
     }
     if jobs.is_empty() {
         return Ok(0);
@@ -93,6 +97,9 @@ fn decoders(only: &str, work: &Work<'_>) -> Result<usize> {
     for name in names.iter().filter(|name| PRECISIONS_OF.contains(&name.as_str())) {
         for profile in PROFILES {
             let dir = work.convert(name, &format!("{profile}-fp16"), "fp16", &["--profile", profile])?;
+            jobs.push(work.job(name, &dir.join("onnx/model_fp16.onnx"), FLOAT16));
+            let options = ["--profile", profile, "--keep-fp32", "down_proj,norm,embed_tokens"];
+            let dir = work.convert(name, &format!("{profile}-islands"), "fp16", &options)?;
             jobs.push(work.job(name, &dir.join("onnx/model_fp16.onnx"), FLOAT16));
         }
         for Blocks { size, kind, profile } in BLOCKS {
