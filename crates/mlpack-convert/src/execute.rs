@@ -102,8 +102,10 @@ pub(crate) fn execute_from(
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
     let tally = source.overlay().filter(|_| plan.measures_changes).map(ChangeTally::new);
-    let work = Work { source, plan, files: &files, fidelity: fidelity.as_ref(), tally: tally.as_ref(), resume };
-    run(&work, &hashers, &slabs, workers, progress)?;
+    let (fidelity_sums, tally_sums) = (fidelity.as_ref(), tally.as_ref());
+    let work =
+        Work { source, plan, files: &files, hashers: &hashers, fidelity: fidelity_sums, tally: tally_sums, resume };
+    run(&work, &slabs, workers, progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
     let changes = tally.map(|tally| tally.finish()).unwrap_or_default();
     seal(source, files, hashers, fidelity, changes, resume)
@@ -306,17 +308,13 @@ fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Vec<InputHasher
     hashers
 }
 
-fn run(
-    work: &Work<'_>,
-    hashers: &[InputHasher<'_>],
-    slabs: &[Slab],
-    workers: usize,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<(), Error> {
+fn run(work: &Work<'_>, slabs: &[Slab], workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
     each(slabs, workers, |slab, scratch| {
-        shares(work, slab, |file, range| hashers[file].prepare(range));
+        let shares = work.shares(slab);
+        shares.iter().for_each(|(file, range)| work.hashers[*file].prepare(range.clone()));
         work.run(slab, scratch)?;
-        progress(used(work, slab, hashers));
+        shares.iter().for_each(|(file, range)| work.hashers[*file].used(range.clone()));
+        progress(shares.iter().map(|(_, range)| range.end - range.start).sum());
         Ok(())
     })
 }
@@ -354,25 +352,6 @@ pub(crate) fn each(
     match failed.into_inner().expect("no thread panics holding the lock") {
         Some((_, error)) => Err(error),
         None => Ok(()),
-    }
-}
-
-/// Hands the source bytes of a finished slab to the hash of their file; returns their number.
-fn used(work: &Work<'_>, slab: &Slab, hashers: &[InputHasher<'_>]) -> u64 {
-    let mut byte_len = 0;
-    shares(work, slab, |file, range| {
-        byte_len += range.end - range.start;
-        hashers[file].used(range);
-    });
-    byte_len
-}
-
-/// The parts of the source's files that a slab accounts for.
-fn shares(work: &Work<'_>, slab: &Slab, mut each: impl FnMut(usize, Range<u64>)) {
-    let step = &work.plan.steps[slab.step];
-    let Input::Tensors(gather) = &step.input else { return };
-    for (file, range) in share(work.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len) {
-        each(file, range);
     }
 }
 

@@ -1,10 +1,10 @@
 //! One slab of one step: read, add the deltas, round, encode for every target.
 
-use crate::gather::{Reader, Room};
+use crate::gather::{Reader, Room, share};
 use crate::resume::Resume;
 use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
-use mlpack_fs::AtomicFile;
+use mlpack_fs::{AtomicFile, InputHasher};
 use mlpack_lora::ChangeTally;
 use mlpack_quant::{ColumnPart, Extremes, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType};
@@ -48,6 +48,8 @@ pub(crate) struct Work<'a> {
     pub source: &'a Source,
     pub plan: &'a Plan,
     pub files: &'a [AtomicFile],
+    /// Of the source's files.
+    pub hashers: &'a [InputHasher<'a>],
     pub fidelity: Option<&'a Fidelity>,
     /// How much the adapters change, where that is asked for.
     pub tally: Option<&'a ChangeTally>,
@@ -271,10 +273,21 @@ impl Work<'_> {
         fidelity[place.output][place.tensor].lock().expect("no thread panics holding the lock").add(sums);
     }
 
+    /// The parts of the source's files that a slab accounts for.
+    pub(crate) fn shares(&self, slab: &Slab) -> Vec<(usize, Range<u64>)> {
+        let step = &self.plan.steps[slab.step];
+        let Input::Tensors(gather) = &step.input else { return Vec::new() };
+        share(self.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len)
+    }
+
     fn write(&self, step: &Step, target: usize, slab: &Slab, bytes: &[u8]) -> Result<(), Error> {
         let output = step.targets[target].output;
         let file = &self.files[output];
-        file.write_at(self.offset(step, target, slab.rows.start), bytes)?;
+        let offset = self.offset(step, target, slab.rows.start);
+        match self.shares(slab).first() {
+            Some((input, _)) => file.write_beside(offset, bytes, &self.hashers[*input])?,
+            None => file.write_at(offset, bytes)?,
+        }
         self.resume.map_or(Ok(()), |resume| resume.note(output, file))
     }
 

@@ -3,9 +3,9 @@
 //! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
 //! that file, which the next run of the same output takes over; an error removes it.
 
-use crate::hash::ExtentHasher;
+use crate::hash::{Bytes, Content, ExtentHasher};
 use crate::queue::{Turn, WriteQueue};
-use crate::{Error, Operation, Sha256};
+use crate::{Error, InputHasher, Operation, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -106,7 +106,7 @@ impl AtomicFile {
             if *end < file.kept || *end > byte_len {
                 break;
             }
-            let hasher = file.hasher.continued(file.kept..*end, |range, sink| file.read_back(range, sink))?;
+            let hasher = file.hasher.continued(file.kept..*end, &file)?;
             if hasher.digest() != *sha256 {
                 break;
             }
@@ -151,6 +151,20 @@ impl AtomicFile {
     /// # Panics
     /// When the extent reaches past the length given to [`AtomicFile::create`]: offsets come from our own plan.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.write(offset, bytes, None)
+    }
+
+    /// The same as [`AtomicFile::write_at`] where the bytes were made of `input`: what is prepared of it
+    /// ([`InputHasher::prepare`]) is hashed together with the output where both have their turn, which takes half the time.
+    /// What is left of it is hashed by [`InputHasher::used`].
+    ///
+    /// # Panics
+    /// As [`AtomicFile::write_at`].
+    pub fn write_beside(&self, offset: u64, bytes: &[u8], input: &InputHasher<'_>) -> Result<(), Error> {
+        self.write(offset, bytes, Some(input))
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8], beside: Option<&InputHasher<'_>>) -> Result<(), Error> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -165,25 +179,18 @@ impl AtomicFile {
         };
         match self.queue.enter(bytes.len()) {
             Turn::Mine(turn) => {
-                let hashed = self.hasher.take_next(offset, bytes, |r, sink| self.read_back(r, sink))?;
+                let hashed = self.hasher.take_next(offset, bytes, self, beside)?;
                 self.put(offset, bytes)?;
                 self.empty_queue()?;
                 drop(turn);
                 if !hashed {
-                    let read = |range: Range<u64>, sink: &mut dyn FnMut(&[u8])| {
-                        if range == (offset..end) {
-                            sink(bytes);
-                            return Ok(());
-                        }
-                        self.read_back(range, sink)
-                    };
-                    self.hasher.take(offset..end, read)?;
+                    self.hasher.take(offset, bytes, self, beside)?;
                 }
             }
             Turn::Another => {
                 let copy = self.queue.copy(bytes);
                 self.queue.push(offset, copy.clone());
-                self.hasher.take_bytes(offset, copy, |r, sink| self.read_back(r, sink))?;
+                self.hasher.take_bytes(offset, copy, self, beside)?;
             }
         }
         // What came into the queue after its last look is left to whoever left it.
@@ -208,28 +215,14 @@ impl AtomicFile {
         self.file.write_all_at(bytes, offset).map_err(|e| self.write_error(e))
     }
 
-    fn read_back(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
-        let mut buffer = vec![0; READ_BACK_LEN.min((range.end - range.start) as usize)];
-        let mut at = range.start;
-        while at < range.end {
-            let len = buffer.len().min((range.end - at) as usize);
-            self.file
-                .read_exact_at(&mut buffer[..len], at)
-                .map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))?;
-            sink(&buffer[..len]);
-            at += len as u64;
-        }
-        Ok(())
-    }
-
     /// The digest of the whole file while it still has no final name, for an output whose digest is known before.
     ///
     /// # Panics
     /// When a byte was never written: offsets come from our own plan.
     pub fn digest(&self) -> Result<Sha256, Error> {
-        let (hasher, hashed) = self.hasher.finish(|range, sink| self.read_back(range, sink))?;
+        let (digest, hashed) = self.hasher.finish(self)?;
         assert_eq!(hashed, self.byte_len, "`{}` has a hole", self.path().display());
-        Ok(Sha256::from_hasher(hasher))
+        Ok(digest)
     }
 
     /// Flushes the file to the disk, still without its final name, so that several outputs can be sealed together.
@@ -261,6 +254,16 @@ impl AtomicFile {
             return Error::NoSpace { path: target.clone(), needed: self.byte_len, free };
         }
         Error::io(Operation::Write, &self.partial.path, source)
+    }
+}
+
+impl Content for AtomicFile {
+    fn read(&self, range: Range<u64>, mut room: Vec<u8>) -> Result<Bytes<'_>, Error> {
+        room.resize(READ_BACK_LEN.min((range.end - range.start) as usize), 0);
+        self.file
+            .read_exact_at(&mut room, range.start)
+            .map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))?;
+        Ok(Bytes::Read(room))
     }
 }
 

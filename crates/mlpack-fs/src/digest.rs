@@ -32,7 +32,11 @@ impl Sha256 {
         &self.0
     }
 
-    pub(crate) fn from_hasher(hasher: sha2::Sha256) -> Sha256 {
+    pub(crate) fn from_bytes(digest: [u8; 32]) -> Sha256 {
+        Sha256(digest)
+    }
+
+    fn from_hasher(hasher: sha2::Sha256) -> Sha256 {
         Sha256(hasher.finalize().into())
     }
 }

@@ -1,7 +1,7 @@
 //! The sequential hash of a file whose parts come in any order.
 
+use crate::pair::{Stream, update_both};
 use crate::{Error, MappedFile, Sha256};
-use sha2::Digest as _;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,12 +22,20 @@ pub(crate) struct ExtentHasher {
     early: Mutex<Early>,
 }
 
+struct Front {
+    stream: Stream,
+    // Every byte before it is hashed.
+    at: u64,
+}
+
 /// Extents noted and not hashed yet.
 #[derive(Default)]
 struct Early {
     // By their starts.
     extents: BTreeMap<u64, Noted>,
     byte_len: u64,
+    // Starts and ends of what is hashed only beside something else for now.
+    offered: BTreeMap<u64, u64>,
 }
 
 struct Noted {
@@ -48,30 +56,163 @@ impl Early {
         self.byte_len -= noted.end - start;
         Some(noted)
     }
+
+    /// Whether the extent that starts at `start` is noted and may be hashed alone.
+    fn is_ready(&self, start: u64) -> bool {
+        let before = self.offered.range(..=start).next_back();
+        self.extents.contains_key(&start) && before.is_none_or(|(_, end)| *end <= start)
+    }
 }
 
-struct Front {
-    hasher: sha2::Sha256,
-    // Every byte before it is hashed.
-    at: u64,
+/// The file whose extents are hashed.
+pub(crate) trait Content {
+    /// Bytes from the start of `range` on, at least one, of which all are there. `room` may hold them.
+    fn read(&self, range: Range<u64>, room: Vec<u8>) -> Result<Bytes<'_>, Error>;
+
+    /// Whether anybody asks for the digest.
+    fn is_hashed(&self) -> bool {
+        true
+    }
+
+    /// Says that everything before `end` is hashed, one thread at a time.
+    fn hashed(&self, _end: u64) {}
+}
+
+/// Bytes to be hashed.
+pub(crate) enum Bytes<'a> {
+    Borrowed(&'a [u8]),
+    Kept(Arc<Vec<u8>>),
+    Read(Vec<u8>),
+}
+
+impl Bytes<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Borrowed(bytes) => bytes,
+            Bytes::Kept(bytes) => bytes,
+            Bytes::Read(bytes) => bytes,
+        }
+    }
+}
+
+/// A thread's way through the extents of one file while it has their front.
+struct Run<'a> {
+    extents: &'a ExtentHasher,
+    content: &'a dyn Content,
+    front: MutexGuard<'a, Front>,
+    // An extent that the caller has in memory, whether it is noted or not.
+    mine: Option<(u64, &'a [u8])>,
+    // Whether what is offered is hashed too.
+    offered: bool,
+    // Where the extent ends whose turn it is.
+    end: u64,
+    bytes: Bytes<'a>,
+    // How many of `bytes` are hashed.
+    done: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(extents: &'a ExtentHasher, content: &'a dyn Content, front: MutexGuard<'a, Front>) -> Run<'a> {
+        let end = front.at;
+        Run { extents, content, front, mine: None, offered: false, end, bytes: Bytes::Borrowed(&[]), done: 0 }
+    }
+
+    /// Looks for the next bytes; says whether there are any.
+    fn fill(&mut self) -> Result<bool, Error> {
+        if self.done < self.bytes.as_slice().len() {
+            return Ok(true);
+        }
+        self.done = 0;
+        let room = match std::mem::replace(&mut self.bytes, Bytes::Borrowed(&[])) {
+            Bytes::Read(room) => room,
+            _ => Vec::new(),
+        };
+        let at = self.front.at;
+        if at == self.end {
+            let mut early = self.extents.early();
+            let noted = if self.offered || early.is_ready(at) { early.remove(at) } else { None };
+            drop(early);
+            if let Some((_, bytes)) = self.mine.filter(|(start, _)| *start == at) {
+                self.end = at + bytes.len() as u64;
+                self.bytes = Bytes::Borrowed(bytes);
+                return Ok(true);
+            }
+            let Some(noted) = noted else { return Ok(false) };
+            self.end = noted.end;
+            if let Some(bytes) = noted.bytes {
+                self.bytes = Bytes::Kept(bytes);
+                return Ok(true);
+            }
+        }
+        self.bytes = self.content.read(at..self.end, room)?;
+        Ok(true)
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes.as_slice()[self.done..]
+    }
+
+    /// Hashes everything whose turn has come, and as much of `beside` with it as can be; how far the hash is then.
+    fn hash(mut self, beside: Option<&InputHasher<'_>>) -> Result<u64, Error> {
+        while self.fill()? {
+            if let Some(mut other) = beside.and_then(InputHasher::run)
+                && other.fill()?
+            {
+                self.hash_with(&mut other);
+                continue;
+            }
+            if self.content.is_hashed() {
+                self.front.stream.update(&self.bytes.as_slice()[self.done..]);
+            }
+            self.pass(self.rest().len());
+        }
+        Ok(self.front.at)
+    }
+
+    /// Hashes as many of the bytes of both as both have.
+    fn hash_with(&mut self, other: &mut Run<'_>) {
+        let len = self.rest().len().min(other.rest().len());
+        let (bytes, other_bytes) = (&self.bytes.as_slice()[self.done..], &other.bytes.as_slice()[other.done..]);
+        update_both(&mut self.front.stream, &bytes[..len], &mut other.front.stream, &other_bytes[..len]);
+        self.pass(len);
+        other.pass(len);
+    }
+
+    fn pass(&mut self, len: usize) {
+        self.done += len;
+        self.front.at += len as u64;
+        self.content.hashed(self.front.at);
+    }
+}
+
+impl Drop for Run<'_> {
+    /// What is left of an extent is noted for its turn. Only an input is left within an extent, and can be read again.
+    fn drop(&mut self) {
+        if self.front.at < self.end {
+            self.extents.early().add(self.front.at..self.end, None);
+        }
+    }
 }
 
 impl ExtentHasher {
     pub(crate) fn new() -> ExtentHasher {
-        let front = Front { hasher: sha2::Sha256::new(), at: 0 };
+        ExtentHasher::starting(Front { stream: Stream::new(), at: 0 })
+    }
+
+    fn starting(front: Front) -> ExtentHasher {
         ExtentHasher { front: Mutex::new(front), early: Mutex::default() }
     }
 
-    /// Takes an extent that can be read from now on; `read` gives the bytes of any such extent, and is asked for them in
-    /// file order. Returns how many bytes wait for their turn, where this extent is one of them.
+    /// Takes an extent whose bytes the caller has and that can be read from now on.
     pub(crate) fn take(
         &self,
-        extent: Range<u64>,
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
-    ) -> Result<Option<u64>, Error> {
-        self.early().add(extent.clone(), None);
-        let hashed_to = self.advance(read)?;
-        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
+        start: u64,
+        bytes: &[u8],
+        content: &dyn Content,
+        beside: Option<&InputHasher<'_>>,
+    ) -> Result<(), Error> {
+        self.note(start..start + bytes.len() as u64);
+        self.advance(content, Some((start, bytes)), beside).map(drop)
     }
 
     /// Takes an extent that cannot be read back yet: its bytes are kept until it is hashed, or [`ExtentHasher::written`].
@@ -79,10 +220,11 @@ impl ExtentHasher {
         &self,
         start: u64,
         bytes: Arc<Vec<u8>>,
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
+        content: &dyn Content,
+        beside: Option<&InputHasher<'_>>,
     ) -> Result<(), Error> {
         self.early().add(start..start + bytes.len() as u64, Some(bytes));
-        self.advance(read).map(drop)
+        self.advance(content, None, beside).map(drop)
     }
 
     /// Hashes an extent that cannot be read back yet if its turn has come and nobody hashes; says whether it did.
@@ -90,13 +232,14 @@ impl ExtentHasher {
         &self,
         start: u64,
         bytes: &[u8],
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
+        content: &dyn Content,
+        beside: Option<&InputHasher<'_>>,
     ) -> Result<bool, Error> {
-        let Some(mut front) = self.front.try_lock().ok().filter(|front| front.at == start) else { return Ok(false) };
-        front.hasher.update(bytes);
-        front.at += bytes.len() as u64;
-        drop(front);
-        self.advance(read)?;
+        let Some(front) = self.front.try_lock().ok().filter(|front| front.at == start) else { return Ok(false) };
+        let mut run = Run::new(self, content, front);
+        run.mine = Some((start, bytes));
+        run.hash(beside)?;
+        self.advance(content, None, beside)?;
         Ok(true)
     }
 
@@ -107,15 +250,47 @@ impl ExtentHasher {
         }
     }
 
+    /// Notes an extent whose bytes can be read back already.
+    pub(crate) fn note(&self, extent: Range<u64>) {
+        if extent.start < extent.end {
+            self.early().add(extent, None);
+        }
+    }
+
+    /// Notes an extent that can be read back, to be hashed only beside another file until it is taken with
+    /// [`ExtentHasher::take_noted`].
+    fn offer(&self, extent: Range<u64>) {
+        if extent.start < extent.end {
+            let mut early = self.early();
+            early.offered.insert(extent.start, extent.end);
+            early.add(extent, None);
+        }
+    }
+
+    /// Takes an extent that can be read back, whether it was offered or not. Returns how many bytes wait for their turn,
+    /// where some of this extent are among them.
+    fn take_noted(&self, extent: Range<u64>, content: &dyn Content) -> Result<Option<u64>, Error> {
+        if self.early().offered.remove(&extent.start).is_none() {
+            self.note(extent.clone());
+        }
+        let hashed_to = self.advance(content, None, None)?;
+        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
+    }
+
     /// Hashes noted extents unless somebody does; returns how far the hash is, or 0 where somebody else hashes.
-    fn advance(&self, read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>) -> Result<u64, Error> {
+    fn advance(
+        &self,
+        content: &dyn Content,
+        mine: Option<(u64, &[u8])>,
+        beside: Option<&InputHasher<'_>>,
+    ) -> Result<u64, Error> {
         let mut hashed_to = 0;
-        while let Ok(mut front) = self.front.try_lock() {
-            self.catch_up(&mut front, &read)?;
-            hashed_to = front.at;
-            drop(front);
+        while let Ok(front) = self.front.try_lock() {
+            let mut run = Run::new(self, content, front);
+            run.mine = mine;
+            hashed_to = run.hash(beside)?;
             // Whoever noted the next extent while this thread held the front left it to this thread.
-            if !self.early().extents.contains_key(&hashed_to) {
+            if !self.early().is_ready(hashed_to) {
                 break;
             }
         }
@@ -126,63 +301,38 @@ impl ExtentHasher {
         self.early.lock().expect("no thread panics holding the lock")
     }
 
-    /// Notes an extent whose bytes can be read back already.
-    pub(crate) fn note(&self, extent: Range<u64>) {
-        if extent.start < extent.end {
-            self.early().add(extent, None);
-        }
-    }
-
-    /// Hashes the noted extents whose turn has come.
-    fn catch_up(
-        &self,
-        front: &mut Front,
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        loop {
-            let start = front.at;
-            let Some(Noted { end, bytes }) = self.early().remove(start) else { return Ok(()) };
-            match bytes {
-                Some(bytes) => front.hasher.update(bytes.as_slice()),
-                None => read(start..end, &mut |bytes| front.hasher.update(bytes))?,
-            }
-            front.at = end;
-        }
+    fn front(&self) -> MutexGuard<'_, Front> {
+        self.front.lock().expect("no thread panics holding the lock")
     }
 
     /// The same after the next extent.
-    pub(crate) fn continued(
-        &self,
-        extent: Range<u64>,
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
-    ) -> Result<ExtentHasher, Error> {
-        let front = self.front.lock().expect("no thread panics holding the lock");
+    pub(crate) fn continued(&self, extent: Range<u64>, content: &dyn Content) -> Result<ExtentHasher, Error> {
+        let front = self.front();
         assert_eq!(front.at, extent.start, "extents are hashed in file order");
-        let mut hasher = front.hasher.clone();
-        read(extent.clone(), &mut |bytes| hasher.update(bytes))?;
-        Ok(ExtentHasher { front: Mutex::new(Front { hasher, at: extent.end }), early: Mutex::default() })
+        let after = ExtentHasher::starting(Front { stream: front.stream.clone(), at: front.at });
+        after.note(extent);
+        after.finish(content)?;
+        Ok(after)
     }
 
     /// The digest of everything hashed so far.
     pub(crate) fn digest(&self) -> Sha256 {
-        let front = self.front.lock().expect("no thread panics holding the lock");
-        Sha256::from_hasher(front.hasher.clone())
+        self.front().stream.clone().finish()
     }
 
     /// How far the file is hashed and the digest of that, once it is at least `byte_len` and nobody is hashing.
     pub(crate) fn prefix(&self, byte_len: u64) -> Option<(u64, Sha256)> {
         let front = self.front.try_lock().ok().filter(|front| front.at >= byte_len)?;
-        Some((front.at, Sha256::from_hasher(front.hasher.clone())))
+        Some((front.at, front.stream.clone().finish()))
     }
 
     /// Hashes what is left of the noted extents; the digest, and how far it reaches.
-    pub(crate) fn finish(
-        &self,
-        read: impl Fn(Range<u64>, &mut dyn FnMut(&[u8])) -> Result<(), Error>,
-    ) -> Result<(sha2::Sha256, u64), Error> {
-        let mut front = self.front.lock().expect("no thread panics holding the lock");
-        self.catch_up(&mut front, read)?;
-        Ok((front.hasher.clone(), front.at))
+    pub(crate) fn finish(&self, content: &dyn Content) -> Result<(Sha256, u64), Error> {
+        let mut run = Run::new(self, content, self.front());
+        run.offered = true;
+        run.hash(None)?;
+        let front = self.front();
+        Ok((front.stream.clone().finish(), front.at))
     }
 }
 
@@ -206,36 +356,28 @@ impl<'a> InputHasher<'a> {
         InputHasher { known: Some(sha256), ..InputHasher::new(file) }
     }
 
-    /// Says that `range` of the file will be used next.
+    /// Says that `range` of the file will be used next: it may be hashed beside an output from now on
+    /// ([`AtomicFile::write_beside`](crate::AtomicFile::write_beside)).
     pub fn prepare(&self, range: Range<u64>) {
         self.file.prepare(range.start as usize..range.end as usize);
+        self.extents.offer(range);
     }
 
-    /// Says that `range` of the file was used and is in memory now: it is hashed, or noted for its turn, and its pages are
-    /// given back when it is hashed, or when too many wait. No byte may be in two ranges.
+    /// Says that `range` of the file, a prepared one or not, was used and is in memory now: what is not hashed of it yet is hashed,
+    /// or noted for its turn, and its pages are given back when it is hashed, or when too many wait. No byte may be in two ranges.
     pub fn used(&self, range: Range<u64>) {
-        let waiting =
-            self.extents.take(range.clone(), |r, sink| self.read(r, sink)).expect("reading a map cannot fail");
+        let waiting = self.extents.take_noted(range.clone(), self).expect("reading a map cannot fail");
         if waiting.is_some_and(|byte_len| byte_len > INPUT_WAITING_LEN) {
             self.file.release(range.start as usize..range.end as usize);
         }
     }
 
-    fn read(&self, range: Range<u64>, sink: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min(start + INPUT_PIECE_LEN);
-            if self.known.is_none() {
-                sink(&self.file.bytes()[start as usize..end as usize]);
-            }
-            let released = self.released.load(Ordering::Relaxed);
-            if end - released >= INPUT_PIECE_LEN || end == self.file.byte_len() {
-                self.file.release(released as usize..end as usize);
-                self.released.store(end, Ordering::Relaxed);
-            }
-            start = end;
-        }
-        Ok(())
+    /// The way through what is there to be hashed, unless somebody hashes.
+    fn run(&self) -> Option<Run<'_>> {
+        let front = self.extents.front.try_lock().ok().filter(|_| self.known.is_none())?;
+        let mut run = Run::new(&self.extents, self, front);
+        run.offered = true;
+        Some(run)
     }
 
     /// The digest of the whole file; what nobody used is read now.
@@ -243,11 +385,30 @@ impl<'a> InputHasher<'a> {
         if let Some(known) = self.known {
             return known;
         }
-        let read = |r: Range<u64>, sink: &mut dyn FnMut(&[u8])| self.read(r, sink);
-        let (mut hasher, at) = self.extents.finish(read).expect("reading a map cannot fail");
+        let (_, at) = self.extents.finish(&self).expect("reading a map cannot fail");
         // Parts that were noted behind a gap are hashed again from the map, with the gap.
-        self.read(at..self.file.byte_len(), &mut |bytes| hasher.update(bytes)).expect("reading a map cannot fail");
-        Sha256::from_hasher(hasher)
+        *self.extents.early() = Early::default();
+        self.extents.note(at..self.file.byte_len());
+        self.extents.finish(&self).expect("reading a map cannot fail").0
+    }
+}
+
+impl Content for InputHasher<'_> {
+    fn read(&self, range: Range<u64>, _room: Vec<u8>) -> Result<Bytes<'_>, Error> {
+        let end = range.end.min(range.start + INPUT_PIECE_LEN);
+        Ok(Bytes::Borrowed(&self.file.bytes()[range.start as usize..end as usize]))
+    }
+
+    fn is_hashed(&self) -> bool {
+        self.known.is_none()
+    }
+
+    fn hashed(&self, end: u64) {
+        let released = self.released.load(Ordering::Relaxed);
+        if end - released >= INPUT_PIECE_LEN || end == self.file.byte_len() {
+            self.file.release(released as usize..end as usize);
+            self.released.store(end, Ordering::Relaxed);
+        }
     }
 }
 

@@ -28,6 +28,7 @@ mod error;
 mod hash;
 mod journal;
 mod map;
+mod pair;
 mod queue;
 mod read;
 mod space;
