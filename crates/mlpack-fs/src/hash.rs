@@ -1,18 +1,10 @@
 //! The sequential hash of a file whose parts come in any order.
 
 use crate::pair::{Stream, update_both};
-use crate::{Error, MappedFile, Sha256};
+use crate::{Error, InputHasher, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-
-/// Bytes of an input that are hashed before their pages are given back: giving back interrupts every thread.
-const INPUT_PIECE_LEN: u64 = 4 << 20;
-
-/// Bytes of an input that may wait in memory for their turn to be hashed: a layer of a model of a billion parameters. More
-/// are given back and read again.
-const INPUT_WAITING_LEN: u64 = 128 << 20;
 
 /// Hashes extents in file order while they arrive in any order. An extent whose turn it is is hashed at once; one that
 /// comes early is noted, and hashed when everything before it is: from its bytes where they are still in memory, else they
@@ -96,7 +88,7 @@ impl Bytes<'_> {
 }
 
 /// A thread's way through the extents of one file while it has their front.
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     extents: &'a ExtentHasher,
     content: &'a dyn Content,
     front: MutexGuard<'a, Front>,
@@ -257,9 +249,16 @@ impl ExtentHasher {
         }
     }
 
+    /// The way through everything that is noted, unless somebody hashes.
+    pub(crate) fn run<'a>(&'a self, content: &'a dyn Content) -> Option<Run<'a>> {
+        let mut run = Run::new(self, content, self.front.try_lock().ok()?);
+        run.offered = true;
+        Some(run)
+    }
+
     /// Notes an extent that can be read back, to be hashed only beside another file until it is taken with
     /// [`ExtentHasher::take_noted`].
-    fn offer(&self, extent: Range<u64>) {
+    pub(crate) fn offer(&self, extent: Range<u64>) {
         if extent.start < extent.end {
             let mut early = self.early();
             early.offered.insert(extent.start, extent.end);
@@ -269,7 +268,7 @@ impl ExtentHasher {
 
     /// Takes an extent that can be read back, whether it was offered or not. Returns how many bytes wait for their turn,
     /// where some of this extent are among them.
-    fn take_noted(&self, extent: Range<u64>, content: &dyn Content) -> Result<Option<u64>, Error> {
+    pub(crate) fn take_noted(&self, extent: Range<u64>, content: &dyn Content) -> Result<Option<u64>, Error> {
         if self.early().offered.remove(&extent.start).is_none() {
             self.note(extent.clone());
         }
@@ -326,6 +325,15 @@ impl ExtentHasher {
         Some((front.at, front.stream.clone().finish()))
     }
 
+    /// Hashes what is left of a file of `byte_len` bytes that can all be read back, noted or not; the digest.
+    pub(crate) fn finish_whole(&self, byte_len: u64, content: &dyn Content) -> Result<Sha256, Error> {
+        let (_, at) = self.finish(content)?;
+        // What was noted behind a gap is read again, with the gap.
+        *self.early() = Early::default();
+        self.note(at..byte_len);
+        Ok(self.finish(content)?.0)
+    }
+
     /// Hashes what is left of the noted extents; the digest, and how far it reaches.
     pub(crate) fn finish(&self, content: &dyn Content) -> Result<(Sha256, u64), Error> {
         let mut run = Run::new(self, content, self.front());
@@ -333,105 +341,5 @@ impl ExtentHasher {
         run.hash(None)?;
         let front = self.front();
         Ok((front.stream.clone().finish(), front.at))
-    }
-}
-
-/// Hashes a mapped input while others use it, so that the file is read once.
-pub struct InputHasher<'a> {
-    file: &'a MappedFile,
-    extents: ExtentHasher,
-    // Every page before it is given back. Only who holds the front of `extents` moves it.
-    released: AtomicU64,
-    known: Option<Sha256>,
-}
-
-impl<'a> InputHasher<'a> {
-    /// Nothing of `file` is hashed yet.
-    pub fn new(file: &'a MappedFile) -> InputHasher<'a> {
-        InputHasher { file, extents: ExtentHasher::new(), released: AtomicU64::new(0), known: None }
-    }
-
-    /// The digest of `file` is known: nothing is hashed, and pages are given back as they are otherwise.
-    pub fn with_digest(file: &'a MappedFile, sha256: Sha256) -> InputHasher<'a> {
-        InputHasher { known: Some(sha256), ..InputHasher::new(file) }
-    }
-
-    /// Says that `range` of the file will be used next: it may be hashed beside an output from now on
-    /// ([`AtomicFile::write_beside`](crate::AtomicFile::write_beside)).
-    pub fn prepare(&self, range: Range<u64>) {
-        self.file.prepare(range.start as usize..range.end as usize);
-        self.extents.offer(range);
-    }
-
-    /// Says that `range` of the file, a prepared one or not, was used and is in memory now: what is not hashed of it yet is hashed,
-    /// or noted for its turn, and its pages are given back when it is hashed, or when too many wait. No byte may be in two ranges.
-    pub fn used(&self, range: Range<u64>) {
-        let waiting = self.extents.take_noted(range.clone(), self).expect("reading a map cannot fail");
-        if waiting.is_some_and(|byte_len| byte_len > INPUT_WAITING_LEN) {
-            self.file.release(range.start as usize..range.end as usize);
-        }
-    }
-
-    /// The way through what is there to be hashed, unless somebody hashes.
-    fn run(&self) -> Option<Run<'_>> {
-        let front = self.extents.front.try_lock().ok().filter(|_| self.known.is_none())?;
-        let mut run = Run::new(&self.extents, self, front);
-        run.offered = true;
-        Some(run)
-    }
-
-    /// The digest of the whole file; what nobody used is read now.
-    pub fn finish(self) -> Sha256 {
-        if let Some(known) = self.known {
-            return known;
-        }
-        let (_, at) = self.extents.finish(&self).expect("reading a map cannot fail");
-        // Parts that were noted behind a gap are hashed again from the map, with the gap.
-        *self.extents.early() = Early::default();
-        self.extents.note(at..self.file.byte_len());
-        self.extents.finish(&self).expect("reading a map cannot fail").0
-    }
-}
-
-impl Content for InputHasher<'_> {
-    fn read(&self, range: Range<u64>, _room: Vec<u8>) -> Result<Bytes<'_>, Error> {
-        let end = range.end.min(range.start + INPUT_PIECE_LEN);
-        Ok(Bytes::Borrowed(&self.file.bytes()[range.start as usize..end as usize]))
-    }
-
-    fn is_hashed(&self) -> bool {
-        self.known.is_none()
-    }
-
-    fn hashed(&self, end: u64) {
-        let released = self.released.load(Ordering::Relaxed);
-        if end - released >= INPUT_PIECE_LEN || end == self.file.byte_len() {
-            self.file.release(released as usize..end as usize);
-            self.released.store(end, Ordering::Relaxed);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_order_of_use_gives_the_digest_of_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        let content: Vec<u8> = (0..50_000u32).map(|i| (i * 7 % 251) as u8).collect();
-        std::fs::write(&path, &content).unwrap();
-        let map = MappedFile::open(&path).unwrap();
-        for ranges in
-            [vec![], vec![0..10_000, 10_000..50_000], vec![30_000..40_000, 8..30_000], vec![40_000..50_000, 0..8]]
-        {
-            let hasher = InputHasher::new(&map);
-            ranges.into_iter().for_each(|r| hasher.used(r));
-            assert_eq!(hasher.finish(), Sha256::of(&content));
-        }
-        let hasher = InputHasher::with_digest(&map, Sha256::of(b"known"));
-        hasher.used(8..30_000);
-        assert_eq!(hasher.finish(), Sha256::of(b"known"));
     }
 }
