@@ -9,7 +9,8 @@
 //! The first two are those of ONNX Runtime 1.31.1's `quantize_dynamic` (`per_channel=True`, `QInt8`; tables that are looked up are
 //! `QUInt8`), the third that of its `MatMulNBitsQuantizer` in QDQ form, bit for bit.
 
-use crate::float::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
+use crate::float::{bf16_from_f32, f16_from_f32};
+use crate::nbits::as_stored;
 use mlpack_tensor::Dtype;
 
 /// The least and the largest of some values.
@@ -200,12 +201,12 @@ impl ColumnBlocks {
         let column = |Extremes { min, max }: &Extremes| {
             if self.symmetric {
                 let largest = if max.abs() > min.abs() { *max } else { *min };
-                return (self.stored(-largest / 8.0), 0.0);
+                return (as_stored(self.scale, -largest / 8.0), 0.0);
             }
             let (min, max) = (min.min(0.0), max.max(0.0));
             let scale = (max - min) / 15.0;
             let zero = if scale == 0.0 { min } else { 0.0 - min / scale };
-            (self.stored(scale), zero.round().clamp(0.0, 15.0))
+            (as_stored(self.scale, scale), zero.round().clamp(0.0, 15.0))
         };
         extremes.iter().map(column).collect()
     }
@@ -219,14 +220,6 @@ impl ColumnBlocks {
 
     fn code(&self, v: f32, column: (f32, f32)) -> u8 {
         (self.rounded(v, column) as i8) as u8 & 0x0f
-    }
-
-    fn stored(&self, scale: f32) -> f32 {
-        match self.scale {
-            Dtype::F16 => f32_from_f16(f16_from_f32(scale)),
-            Dtype::BF16 => f32_from_bf16(bf16_from_f32(scale)),
-            _ => scale,
-        }
     }
 }
 

@@ -143,20 +143,21 @@ impl NBits {
         let middle = if self.bits == 4 { 8.0 } else { 128.0 };
         if self.symmetric {
             let largest = if max.abs() > min.abs() { max } else { min };
-            return (self.rounded(-largest / middle), middle);
+            return (as_stored(self.scale, -largest / middle), middle);
         }
         let (min, max) = (min.min(0.0), max.max(0.0));
         let scale = (max - min) / self.top();
         let zero = if scale == 0.0 { min } else { 0.0 - min / scale };
-        (self.rounded(scale), zero.round().clamp(0.0, self.top()))
+        (as_stored(self.scale, scale), zero.round().clamp(0.0, self.top()))
     }
+}
 
-    fn rounded(&self, scale: f32) -> f32 {
-        match self.scale {
-            Dtype::F16 => f32_from_f16(f16_from_f32(scale)),
-            Dtype::BF16 => f32_from_bf16(bf16_from_f32(scale)),
-            _ => scale,
-        }
+/// A scale as it is once it is stored.
+pub(crate) fn as_stored(dtype: Dtype, scale: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f32_from_f16(f16_from_f32(scale)),
+        Dtype::BF16 => f32_from_bf16(bf16_from_f32(scale)),
+        _ => scale,
     }
 }
 
