@@ -139,7 +139,7 @@ impl Merge<'_> {
         out: &mut [u8],
     ) -> Result<(), Error> {
         if let (None, Some(low_rank)) = (tally, LowRank::of(self)) {
-            return low_rank.merge(rows, panels, out);
+            return low_rank.merge(rows, room, panels, out);
         }
         let cols = self.target.matrix_dims().1 as usize;
         let (combined, parts) = match self.overlay.combine() {

@@ -9,7 +9,7 @@
 //! `k·u / (1 - k·u) · Σ|l·r|` with `u = 2⁻²⁴` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and
 //! `Σ|l·r| ≤ ‖l‖·‖r‖`. About one element of a thousand is left to float64.
 
-use super::Merge;
+use super::{Merge, RowRoom};
 use crate::delta::{Delta, Operand, Panels, Stored};
 use crate::matrix::{Matrix, to_f64};
 use crate::simd::simd;
@@ -22,8 +22,11 @@ use pulp::NullaryFnOnce;
 /// Elements that are summed and rounded together.
 const GROUP: usize = 32;
 
-/// The longest sum: that of one matrix product.
-const MAX_RANK: u64 = 512;
+/// The longest sum. The bound grows faster than the errors: of longer sums too many would be in doubt.
+const MAX_RANK: u64 = 64;
+
+/// Elements of a row for each one that may be in doubt; when there are more, the row is computed in float64 as a whole.
+const PER_DOUBT: usize = 32;
 
 /// The unit roundoff of float32, and half as much again for the roundings of the bound itself.
 const ROUNDOFF: f64 = 1.5 / (1u64 << 24) as f64;
@@ -68,7 +71,13 @@ impl<'m> LowRank<'m> {
     ///
     /// # Errors
     /// As [`Merge::compute`].
-    pub(super) fn merge(&self, rows: &[u64], panels: &mut Panels, out: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn merge(
+        &self,
+        rows: &[u64],
+        room: &mut RowRoom,
+        panels: &mut Panels,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
         let failed = |e: candle_core::Error| self.merge.device(&e);
         let (rank, cols) = (self.right.rows as usize, self.right.cols as usize);
         let [right, norms] = panels.panel((self.merge.index, 0, 0), || self.right()).map_err(failed)? else {
@@ -91,6 +100,10 @@ impl<'m> LowRank<'m> {
             let spread = self.factor.abs() * norm * (rank + 8) as f64 * ROUNDOFF;
             let (factor, spread) = (self.factor as f32, spread as f32);
             simd(Sums { base, product, norms: norms.values::<f32>(), factor, spread, out, doubtful: &mut doubtful });
+            if doubtful.len() > cols / PER_DOUBT {
+                doubtful.clear();
+                self.exact_row(*row, base, left, right.values(), room, out)?;
+            }
             for col in doubtful.drain(..) {
                 let column = right.values::<f32>().iter().skip(col).step_by(cols);
                 let exact = left.iter().zip(column).fold(0.0, |sum, (l, r)| sum + l * f64::from(*r));
@@ -102,6 +115,28 @@ impl<'m> LowRank<'m> {
             }
         }
         Ok(())
+    }
+
+    /// A row in float64: the same sums in the same order as those of single elements.
+    fn exact_row(
+        &self,
+        row: u64,
+        base: &[u8],
+        left: &[f64],
+        right: &[f32],
+        room: &mut RowRoom,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        let RowRoom { values, change } = room;
+        values.resize(self.right.cols as usize, 0.0);
+        to_f64(Dtype::BF16, base, values);
+        change.clear();
+        change.resize(values.len(), 0.0);
+        for (l, right) in left.iter().zip(right.chunks_exact(values.len())) {
+            simd(|| change.iter_mut().zip(right).for_each(|(sum, r)| *sum += l * f64::from(*r)));
+        }
+        simd(|| values.iter_mut().zip(change).for_each(|(value, sum)| *value += 0.0 + self.factor * *sum));
+        round_to(Dtype::BF16, values, out).map_err(|wrong| self.merge.not_finite(row, wrong.index, wrong.value))
     }
 
     /// The right factor and the norms of its columns.
