@@ -39,9 +39,12 @@ impl Target {
     }
 }
 
-/// Names of the file types that are measured.
+/// What `--only` calls several types from one read.
+const FAN_OUT: &str = "fan-out";
+
+/// Names of the file types that are measured, and of several at once.
 pub fn measured() -> Vec<&'static str> {
-    TARGETS.iter().map(|target| target.quant).collect()
+    TARGETS.iter().map(|target| target.quant).chain([FAN_OUT]).collect()
 }
 
 /// Whether a file type is measured.
@@ -62,12 +65,12 @@ pub fn run(bench: &Bench) -> Result<Report> {
     }
     importance::write(&imatrix)?;
     let mut rows = Vec::new();
-    for target in TARGETS.iter().filter(|target| bench.only.is_empty() || bench.only.iter().any(|q| q == target.quant))
-    {
+    let wanted = |name: &str| bench.only.is_empty() || bench.only.iter().any(|only| only == name);
+    for target in TARGETS.iter().filter(|target| wanted(target.quant)) {
         rows.push(Row { target, costs: file_type(bench, target, &model, &imatrix)? });
     }
-    let (mut text, mut missed) = table(&rows);
-    if bench.only.is_empty() {
+    let (mut text, mut missed) = if rows.is_empty() { Default::default() } else { table(&rows) };
+    if wanted(FAN_OUT) {
         let (one, three) = several(bench, &model)?;
         let report = several_report(one, three);
         text.push_str(&report.text);
