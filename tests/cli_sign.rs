@@ -342,7 +342,8 @@ fn an_adapter_of_other_bytes_than_the_base_is_named_by_digest() {
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    for (command, out) in [(&convert[..], "other"), (&["merge", "base", "-a", "lora"], "merged")] {
+    let onnx = ["convert", "base", "-a", "lora", "--to", "onnx", "--precision", "fp32"];
+    for (command, out) in [(&convert[..], "other"), (&["merge", "base", "-a", "lora"], "merged"), (&onnx, "graphs")] {
         let (_, stderr) = mlpack(&dir).args(command).args(["-o", out]).expect(0);
         assert!(stderr.contains(warning) && stderr.contains(&sha256), "{stderr}");
     }

@@ -50,8 +50,8 @@ mod tree;
 pub use error::{Disagreement, Error};
 pub use policy::{Finding, Policy};
 pub use run::{
-    Agreement, Answer, BaseModel, Curve, Dataset, Evidence, Fetch, FoundRun, LinkedModel, MAX_ANSWER_LEN, Request, Run,
-    RunRecord, RunSource, Source, find_run, find_run_with, trained_on,
+    Agreement, Answer, BaseModel, Curve, Dataset, Evidence, Fetch, FoundRun, LinkedModel, MAX_ANSWER_LEN, OtherBase,
+    Request, Run, RunRecord, RunSource, Source, find_run, find_run_with, other_bases,
 };
 pub use sign::{
     BUNDLE_MEDIA_TYPE, Bundle, KeyAlgorithm, MODEL_SIGNATURE, ModelCheck, PAYLOAD_TYPE, PrivateKey, PublicKey,

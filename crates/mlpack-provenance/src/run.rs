@@ -13,7 +13,7 @@ mod trainer;
 mod yaml;
 
 pub(crate) use base::says_more;
-pub use base::trained_on;
+pub use base::{OtherBase, other_bases};
 pub use curve::Curve;
 pub use record::{Agreement, BaseModel, Dataset, Evidence, LinkedModel, RunRecord, Source};
 pub use rest::{Answer, MAX_ANSWER_LEN, Request};

@@ -1,9 +1,12 @@
 //! Telling provenance what a command read and made. Digests come from the work itself; only small files are hashed here.
 
+use crate::show::Show;
 use anyhow::bail;
 use mlpack_convert::{Done, Plan, Resources, SealedFile, Source};
 use mlpack_fs::{FileStamp, Sha256, hash_file};
-use mlpack_provenance::{Artifact, Dependency, FoundRun, Role, RunSource, Step, StepKind, Store, find_run, trained_on};
+use mlpack_provenance::{
+    Artifact, Dependency, FoundRun, OtherBase, Role, RunSource, Step, StepKind, Store, find_run, other_bases,
+};
 use mlpack_tensor::{Escaped, MetaValue};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -14,9 +17,34 @@ pub const ORDER: &str = "order";
 /// Bytes of the longest graph that is asked what it says.
 const MAX_GRAPH_LEN: u64 = 64 << 20;
 
+/// Everything that a run read, once it is done: digests of its source files are noted, so that the next step need not hash
+/// them, and adapters that were trained on another base are warned about.
+pub fn read(
+    source: &Source,
+    plan: &Plan,
+    done: &Done,
+    runs: &[FoundRun],
+    store: &Store,
+    out: &Show,
+) -> anyhow::Result<Vec<Dependency>> {
+    for (file, input) in source.files().iter().zip(&done.inputs) {
+        store.note_digest(file.path(), file.stamp(), input.sha256)?;
+    }
+    let weights: Vec<_> = done.inputs.iter().map(|file| (file.path.clone(), file.sha256)).collect();
+    let dependencies = dependencies(source, plan, &weights, runs, Some(store))?;
+    for OtherBase { adapter, base, sha256 } in other_bases(&dependencies)? {
+        out.warnings(&[format!(
+            "adapter `{}` was trained on `{}` with sha256 {sha256}, which no file of the base has that it was merged into",
+            adapter.display(),
+            Escaped(&base),
+        )]);
+    }
+    Ok(dependencies)
+}
+
 /// Everything that a merge, a conversion or a quantization read. `weights` are the files with weights and their digests;
 /// runs are recorded where a store is given.
-pub fn dependencies(
+fn dependencies(
     source: &Source,
     plan: &Plan,
     weights: &[(PathBuf, Sha256)],
@@ -79,30 +107,6 @@ fn run_dependency(run: &FoundRun, weights: &Path, sha256: Sha256, store: Option<
     })
 }
 
-/// The files with weights that were read, with their digests.
-pub fn weights(done: &Done) -> Vec<(PathBuf, Sha256)> {
-    done.inputs.iter().map(|file| (file.path.clone(), file.sha256)).collect()
-}
-
-/// A warning for each adapter that was trained on other bytes than those of the base that it was merged into, as far as
-/// statements say on which.
-pub fn other_bases(source: &Source, done: &Done) -> anyhow::Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    for (adapter, _) in source.adapters() {
-        let weights = adapter.weights_path();
-        for (sha256, name) in trained_on(weights, hash_file(weights)?.0)? {
-            if !done.inputs.iter().any(|file| file.sha256 == sha256) {
-                warnings.push(format!(
-                    "adapter `{}` was trained on `{}` with sha256 {sha256}, which no file of the base has that it was merged into",
-                    adapter.path().display(),
-                    Escaped(&name),
-                ));
-            }
-        }
-    }
-    Ok(warnings)
-}
-
 /// Tells a plan the digests of source files that were hashed before and have not changed since, as the store has them.
 pub fn recall(source: &Source, plan: &mut Plan, store: &Store) {
     for file in source.files() {
@@ -111,14 +115,6 @@ pub fn recall(source: &Source, plan: &mut Plan, store: &Store) {
         let known = store.known_digest(file.path()).filter(|_| same);
         plan.known.extend(known.map(|sha256| (file.path().to_owned(), sha256)));
     }
-}
-
-/// Notes the digests of source files, so that the next step need not hash them.
-pub fn note(source: &Source, done: &Done, store: &Store) -> anyhow::Result<()> {
-    for (file, input) in source.files().iter().zip(&done.inputs) {
-        store.note_digest(file.path(), file.stamp(), input.sha256)?;
-    }
-    Ok(())
 }
 
 /// Writes into every planned GGUF file or graph what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's

@@ -3,22 +3,42 @@
 use crate::claims::Claims;
 use crate::object::Object;
 use crate::statement::Build;
-use crate::{Error, Role, StepKind};
+use crate::{Dependency, Error, Role, StepKind};
 use mlpack_fs::Sha256;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The base's files with weights, by digest with their names, on which an adapter was trained as statements around it say
-/// (`mlpack run import --base`). Empty where none does. They are claims: whoever relies on them checks who signed.
+/// An adapter that was trained on other bytes than those that it was laid over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherBase {
+    /// The adapter's weights.
+    pub adapter: PathBuf,
+    /// What the statement calls a file of the base that it was trained on. May hold untrusted text.
+    pub base: String,
+    /// That file's digest.
+    pub sha256: Sha256,
+}
+
+/// The adapters among what a step read that were trained on other bytes than its base's, as far as statements around them
+/// say on which (`mlpack run import --base`). They are claims: whoever relies on them checks who signed.
 ///
 /// # Errors
 /// When a store cannot be read.
-pub fn trained_on(adapter: &Path, sha256: Sha256) -> Result<BTreeMap<Sha256, String>, Error> {
-    let mut bases = BTreeMap::new();
-    for build in trainings(adapter, sha256)? {
-        bases.extend(bases_of(&build).map(|(digest, name)| (digest, name.to_owned())));
+pub fn other_bases(read: &[Dependency]) -> Result<Vec<OtherBase>, Error> {
+    let is_base = |digest: Sha256| read.iter().any(|d| d.role() == Role::Base && d.sha256() == Some(digest));
+    let mut others = Vec::new();
+    for adapter in read.iter().filter(|d| d.role() == Role::Adapter) {
+        let (Some(path), Some(sha256)) = (&adapter.path, adapter.sha256) else { continue };
+        for build in trainings(path, sha256)? {
+            for (sha256, name) in bases_of(&build).filter(|(digest, _)| !is_base(*digest)) {
+                let other = OtherBase { adapter: path.clone(), base: name.to_owned(), sha256 };
+                // Several statements may say the same.
+                if !others.contains(&other) {
+                    others.push(other);
+                }
+            }
+        }
     }
-    Ok(bases)
+    Ok(others)
 }
 
 /// Whether a statement says that this run trained the adapter, and on which base.

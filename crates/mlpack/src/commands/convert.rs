@@ -12,7 +12,7 @@ use mlpack_convert::{
     Done, FileType, GgufRequest, Limits, LoraRequest, Output, Plan, QuantizeOptions, Resources, SealedFile, Source,
     TensorError, execute, plan_gguf, plan_lora,
 };
-use mlpack_provenance::{Artifact, FoundRun, RunSource, Step, StepKind, Store};
+use mlpack_provenance::{Artifact, Dependency, FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -102,7 +102,9 @@ pub fn convert_lora_into(
         parameters.insert("name".to_owned(), json!(request.name));
         Ok(parameters)
     };
-    record(StepKind::Convert, &source, &plan, &done, runs, dir, parameters)?;
+    let store = Store::beside(dir);
+    let dependencies = lineage::read(&source, &plan, &done, runs, &store, out)?;
+    record(StepKind::Convert, &plan, &done, &dependencies, &store, parameters)?;
     Ok((plan, done))
 }
 
@@ -183,15 +185,16 @@ pub fn convert_into(
         }
         Ok(parameters)
     };
-    lineage::recall(source, &mut plan, &Store::beside(dir));
+    let store = Store::beside(dir);
+    lineage::recall(source, &mut plan, &store);
     if quantizer.embed {
         lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, parameters)?;
     }
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    out.warnings(&lineage::other_bases(source, &done)?);
-    record(StepKind::Convert, source, &plan, &done, runs, dir, parameters)?;
+    let dependencies = lineage::read(source, &plan, &done, runs, &store, out)?;
+    record(StepKind::Convert, &plan, &done, &dependencies, &store, parameters)?;
     Ok((plan, done))
 }
 
@@ -199,21 +202,17 @@ pub fn convert_into(
 /// same run do not show in it.
 pub fn record(
     kind: StepKind,
-    source: &Source,
     plan: &Plan,
     done: &Done,
-    runs: &[FoundRun],
-    dir: &Path,
+    dependencies: &[Dependency],
+    store: &Store,
     parameters: impl Fn(&str) -> anyhow::Result<Map<String, Value>>,
 ) -> anyhow::Result<()> {
-    let store = Store::beside(dir);
-    lineage::note(source, done, &store)?;
-    let dependencies = lineage::dependencies(source, plan, &lineage::weights(done), runs, Some(&store))?;
     let outputs: Vec<(&Output, &SealedFile)> = plan.outputs.iter().zip(&done.outputs).collect();
     // The parts of a split variant are one result.
     for parts in outputs.chunk_by(|(a, _), (b, _)| a.variant == b.variant) {
         let variant = parts[0].0.variant.unwrap_or_default();
-        let mut step = Step::new(kind, parameters(variant)?, dependencies.clone());
+        let mut step = Step::new(kind, parameters(variant)?, dependencies.to_vec());
         step.outputs = parts.iter().map(|(_, file)| Artifact::file(&file.path, file.sha256)).collect();
         let types = parts.iter().flat_map(|(output, _)| tensor_types(output)).collect::<Map<_, _>>();
         step.byproducts.insert("tensor-types".to_owned(), types.into());

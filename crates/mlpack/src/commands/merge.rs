@@ -69,9 +69,7 @@ pub fn merge_into(
     let bar = out.progress(plan.byte_len());
     let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    out.warnings(&lineage::other_bases(source, &done)?);
-    lineage::note(source, &done, &store)?;
-    let dependencies = lineage::dependencies(source, plan, &lineage::weights(&done), runs, Some(&store))?;
+    let dependencies = lineage::read(source, plan, &done, runs, &store, out)?;
     let mut step = Step::new(StepKind::Merge, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;

@@ -135,8 +135,7 @@ pub fn convert_into(
     let bar = out.progress(source.byte_len());
     let done = convert_onnx(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    lineage::note(source, &done, &store)?;
-    let dependencies = lineage::dependencies(source, &plan.plan, &lineage::weights(&done), runs, Some(&store))?;
+    let dependencies = lineage::read(source, &plan.plan, &done, runs, &store, out)?;
     let mut step = Step::new(StepKind::Convert, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
     store.record(&step)?;

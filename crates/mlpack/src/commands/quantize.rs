@@ -64,14 +64,16 @@ pub fn quantize_into(
         bytes(plan.byte_len()),
         names.join(", ")
     ));
-    lineage::recall(source, &mut plan, &Store::beside(dir));
+    let store = Store::beside(dir);
+    lineage::recall(source, &mut plan, &store);
     if parameters("")?.contains_key(EMBEDDED) {
         lineage::embed(StepKind::Quantize, source, &mut plan, &[], resources, &parameters)?;
     }
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
-    record(StepKind::Quantize, source, &plan, &done, &[], dir, parameters)?;
+    let dependencies = lineage::read(source, &plan, &done, &[], &store, out)?;
+    record(StepKind::Quantize, &plan, &done, &dependencies, &store, parameters)?;
     Ok((plan, done))
 }
 
