@@ -61,8 +61,8 @@ pub struct Done {
 /// small enough that a slab stays in the caches.
 const SLAB_ELEMENTS: u64 = 1 << 17;
 
-/// Bytes that a slab needs for each element on its way: float64 value, change and product, float32, merged, gathered and
-/// encoded bytes, and float32 decoded again.
+/// Bytes that a slab needs for each element on its way, at most: what adapters change in float64, and where several are
+/// combined the values and changes of a slab too; float32, merged, gathered and encoded bytes, and float32 decoded again.
 const BYTES_PER_ELEMENT: u64 = 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
 
 /// Bytes that a slab needs for each run of elements that a view keeps together: its place, and its turn.
@@ -311,8 +311,7 @@ fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Vec<InputHasher
 fn run(work: &Work<'_>, slabs: &[Slab], workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
     each(slabs, workers, |slab, scratch| {
         let shares = work.shares(slab);
-        shares.iter().for_each(|(file, range)| work.hashers[*file].prepare(range.clone()));
-        work.run(slab, scratch)?;
+        work.run(slab, &shares, scratch)?;
         shares.iter().for_each(|(file, range)| work.hashers[*file].used(range.clone()));
         progress(shares.iter().map(|(_, range)| range.end - range.start).sum());
         Ok(())

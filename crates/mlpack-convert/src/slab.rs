@@ -68,10 +68,11 @@ struct Values<'a> {
 
 impl Work<'_> {
     /// Does one slab; every write is at a place that the plan fixed.
-    pub(crate) fn run(&self, slab: &Slab, scratch: &mut Scratch) -> Result<(), Error> {
+    pub(crate) fn run(&self, slab: &Slab, shares: &[(usize, Range<u64>)], scratch: &mut Scratch) -> Result<(), Error> {
         if self.is_kept(slab) {
             return Ok(());
         }
+        shares.iter().for_each(|(file, range)| self.hashers[*file].prepare(range.clone()));
         let step = &self.plan.steps[slab.step];
         match &step.input {
             Input::Computed(values) => {
@@ -142,26 +143,16 @@ impl Work<'_> {
         let ty = match stored.stored {
             Stored::Ggml(ty) => ty,
             Stored::NBits(n, part) => {
-                encoding.bytes.resize(self.byte_len(step, target, slab.rows.end - slab.rows.start) as usize, 0);
-                n.encode(part, floats, step.row_len as usize, &mut encoding.bytes);
-                self.write(step, target, slab, &encoding.bytes)?;
-                if self.fidelity.is_some() && part == NBitsPart::Codes {
-                    encoding.decoded.resize(floats.len(), 0.0);
-                    n.round_trip(floats, step.row_len as usize, &mut encoding.decoded);
-                    self.measure(values, target, &encoding.decoded);
-                }
-                return Ok(());
+                let encode = |out: &mut [u8]| n.encode(part, floats, step.row_len as usize, out);
+                let decode = |out: &mut [f32]| n.round_trip(floats, step.row_len as usize, out);
+                let decode = (part == NBitsPart::Codes).then_some(decode);
+                return self.encode_blocks(values, target, encoding, encode, decode);
             }
             Stored::ColumnBlocks(b, part) => {
-                encoding.bytes.resize(self.span(step, target, &slab.rows), 0);
-                b.encode(part, floats, step.row_len as usize, &mut encoding.bytes);
-                self.write(step, target, slab, &encoding.bytes)?;
-                if self.fidelity.is_some() && part == ColumnPart::Codes {
-                    encoding.decoded.resize(floats.len(), 0.0);
-                    b.round_trip(floats, step.row_len as usize, &mut encoding.decoded);
-                    self.measure(values, target, &encoding.decoded);
-                }
-                return Ok(());
+                let encode = |out: &mut [u8]| b.encode(part, floats, step.row_len as usize, out);
+                let decode = |out: &mut [f32]| b.round_trip(floats, step.row_len as usize, out);
+                let decode = (part == ColumnPart::Codes).then_some(decode);
+                return self.encode_blocks(values, target, encoding, encode, decode);
             }
             Stored::Bytes(part) => {
                 encoding.bytes.resize(self.span(step, target, &slab.rows), 0);
@@ -221,6 +212,27 @@ impl Work<'_> {
         if self.fidelity.is_some() {
             encoding.decoded.resize(floats.len(), 0.0);
             mlpack_quant::decode(ty, &encoding.bytes, &mut encoding.decoded)?;
+            self.measure(values, target, &encoding.decoded);
+        }
+        Ok(())
+    }
+
+    /// Writes a part of blocks with scales of their own, and measures the values that it stands for, where it has them.
+    fn encode_blocks(
+        &self,
+        values: &Values<'_>,
+        target: usize,
+        encoding: &mut Encoding,
+        encode: impl Fn(&mut [u8]),
+        decode: Option<impl Fn(&mut [f32])>,
+    ) -> Result<(), Error> {
+        let Values { step, slab, floats, .. } = *values;
+        encoding.bytes.resize(self.span(step, target, &slab.rows), 0);
+        encode(&mut encoding.bytes);
+        self.write(step, target, slab, &encoding.bytes)?;
+        if let (Some(_), Some(decode)) = (self.fidelity, decode) {
+            encoding.decoded.resize(floats.len(), 0.0);
+            decode(&mut encoding.decoded);
             self.measure(values, target, &encoding.decoded);
         }
         Ok(())

@@ -2,10 +2,10 @@
 //! row is encoded. It is a read of its own.
 
 use crate::execute::{cut, each};
-use crate::gather::Reader;
+use crate::gather::{Reader, share};
 use crate::slab::{Scratch, apply};
-use crate::{Error, Gather, Input, Plan, Resources, Source, Step, Stored};
-use mlpack_arch::{Packing, ValueChange, View};
+use crate::{Error, Input, Plan, Resources, Source, Step, Stored};
+use mlpack_arch::ValueChange;
 use mlpack_quant::Extremes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -21,14 +21,15 @@ pub(crate) fn survey(
 ) -> Result<BTreeMap<usize, Arc<[Extremes]>>, Error> {
     let mut plan = Plan::default();
     for (&position, &values) in wanted {
-        let shape = &source.tensors()[position].shape;
-        let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
-        let view = View::copy(rows, row_len);
-        let gather = Gather { positions: vec![position], view, packing: Packing::None, values, factor: 1.0, offset: 0 };
-        plan.steps.push(Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() });
+        let mut step = Step::copy(position, &source.tensors()[position].shape);
+        if let Input::Tensors(gather) = &mut step.input {
+            gather.values = values;
+        }
+        plan.steps.push(step);
     }
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
     let (slabs, workers) = cut(source, &plan, resources.memory, threads)?;
+    let files = source.files();
     let unknown = Extremes { min: f32::MAX, max: f32::MIN };
     let found: Vec<Mutex<Vec<Extremes>>> =
         plan.steps.iter().map(|step| Mutex::new(vec![unknown; step.rows as usize])).collect();
@@ -45,6 +46,9 @@ pub(crate) fn survey(
         let rows: Vec<Extremes> = floats.chunks_exact(step.row_len.max(1) as usize).map(Extremes::of).collect();
         let at = slab.rows.start as usize..slab.rows.end as usize;
         found[slab.step].lock().expect("no thread panics holding the lock")[at].copy_from_slice(&rows);
+        for (file, range) in share(source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len) {
+            files[file].release(range.start as usize..range.end as usize);
+        }
         Ok(())
     })?;
     let found = found.into_iter().map(|rows| rows.into_inner().expect("no thread panics holding the lock").into());
