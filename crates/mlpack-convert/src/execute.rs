@@ -62,8 +62,11 @@ pub struct Done {
 const SLAB_ELEMENTS: u64 = 1 << 17;
 
 /// Bytes that a slab needs for each element on its way, at most: what adapters change in float64, and where several are
-/// combined the values and changes of a slab too; float32, merged, gathered and encoded bytes, and float32 decoded again.
-const BYTES_PER_ELEMENT: u64 = 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
+/// combined the values and changes of a slab too; float32, merged and gathered bytes, and float32 decoded again.
+const BYTES_PER_ELEMENT: u64 = 8 + 8 + 8 + 4 + 4 + 4 + 4;
+
+/// Encoded bytes that each target needs for each element, at most.
+const BYTES_PER_ENCODED: u64 = 4;
 
 /// Bytes that a slab needs for each run of elements that a view keeps together: its place, and its turn.
 const BYTES_PER_PIECE: u64 = 8 + 4;
@@ -177,8 +180,9 @@ pub(crate) fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> 
     let mut largest = 0;
     for i in turns(source, plan) {
         let step = &plan.steps[i];
-        let per_row = step.row_len.saturating_mul(BYTES_PER_ELEMENT + source.bytes_per_element())
-            + pieces_of_row(step) * BYTES_PER_PIECE;
+        let per_element =
+            BYTES_PER_ELEMENT + BYTES_PER_ENCODED * step.targets.len() as u64 + source.bytes_per_element();
+        let per_row = step.row_len.saturating_mul(per_element) + pieces_of_row(step) * BYTES_PER_PIECE;
         let fixed = delta_byte_len(source, step);
         let block = column_block(plan, step);
         let mut group = row_group(step).max(block);
@@ -219,7 +223,7 @@ fn row_group(step: &Step) -> u64 {
 }
 
 /// Rows that are encoded together, because they have their scales in common.
-fn column_block(plan: &Plan, step: &Step) -> u64 {
+pub(crate) fn column_block(plan: &Plan, step: &Step) -> u64 {
     let stored = step.targets.iter().map(|target| plan.outputs[target.output].tensors[target.tensor].stored);
     let blocks = stored.map(|stored| if let Stored::ColumnBlocks(b, _) = stored { b.block.into() } else { 1 });
     blocks.max().unwrap_or(1)

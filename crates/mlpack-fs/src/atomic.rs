@@ -3,7 +3,7 @@
 //! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
 //! that file, which the next run of the same output takes over; an error removes it.
 
-use crate::hash::{Bytes, Content, ExtentHasher};
+use crate::hash::{Bytes, Content, ExtentHasher, Run, hash_together};
 use crate::queue::{Turn, WriteQueue};
 use crate::{Error, InputHasher, Operation, Sha256};
 use std::ffi::OsString;
@@ -151,35 +151,19 @@ impl AtomicFile {
     /// # Panics
     /// When the extent reaches past the length given to [`AtomicFile::create`]: offsets come from our own plan.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.write(offset, bytes, None)
+        write_together(&[Extent { file: self, offset, bytes }], None)
     }
 
-    /// The same as [`AtomicFile::write_at`] where the bytes were made of `input`: what is prepared of it
-    /// ([`InputHasher::prepare`]) is hashed together with the output where both have their turn, which takes half the time.
-    /// What is left of it is hashed by [`InputHasher::used`].
-    ///
-    /// # Panics
-    /// As [`AtomicFile::write_at`].
-    pub fn write_beside(&self, offset: u64, bytes: &[u8], input: &InputHasher<'_>) -> Result<(), Error> {
-        self.write(offset, bytes, Some(input))
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8], beside: Option<&InputHasher<'_>>) -> Result<(), Error> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let end = offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
-        assert!(end <= self.byte_len, "extent {offset}..{end} lies outside a file of {} bytes", self.byte_len);
-        if end <= self.kept {
-            return Ok(());
-        }
-        let (offset, bytes) = match self.kept.checked_sub(offset) {
-            Some(kept) => (self.kept, &bytes[kept as usize..]),
-            None => (offset, bytes),
-        };
+    /// Writes bytes, or leaves them to the thread that writes, and sees that they are hashed, if they are not yet.
+    fn put_or_leave(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+        hashed: bool,
+        beside: Option<&InputHasher<'_>>,
+    ) -> Result<(), Error> {
         match self.queue.enter(bytes.len()) {
             Turn::Mine(turn) => {
-                let hashed = self.hasher.take_next(offset, bytes, self, beside)?;
                 self.put(offset, bytes)?;
                 self.empty_queue()?;
                 drop(turn);
@@ -190,7 +174,9 @@ impl AtomicFile {
             Turn::Another => {
                 let copy = self.queue.copy(bytes);
                 self.queue.push(offset, copy.clone());
-                self.hasher.take_bytes(offset, copy, self, beside)?;
+                if !hashed {
+                    self.hasher.take_bytes(offset, copy, self, beside)?;
+                }
             }
         }
         // What came into the queue after its last look is left to whoever left it.
@@ -198,7 +184,8 @@ impl AtomicFile {
             self.empty_queue()?;
             drop(turn);
         }
-        Ok(())
+        // As is what was noted while this thread hashed.
+        if hashed { self.hasher.advance(self, beside).map(drop) } else { Ok(()) }
     }
 
     /// Writes what other threads left. Only who has the turn does.
@@ -255,6 +242,53 @@ impl AtomicFile {
         }
         Error::io(Operation::Write, &self.partial.path, source)
     }
+}
+
+/// Bytes for a place in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'a> {
+    /// Where they go.
+    pub file: &'a AtomicFile,
+    /// Where they begin in it.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Extent<'a> {
+    /// What is to be written of it: an earlier run may have written the start of the file.
+    fn missing(mut self) -> Option<Extent<'a>> {
+        let end = self.offset.checked_add(self.bytes.len() as u64).expect("an extent ends below 2^64");
+        let byte_len = self.file.byte_len;
+        assert!(end <= byte_len, "extent {}..{end} lies outside a file of {byte_len} bytes", self.offset);
+        if let Some(kept) = self.file.kept.checked_sub(self.offset) {
+            (self.offset, self.bytes) = (self.file.kept, &self.bytes[self.bytes.len().min(kept as usize)..]);
+        }
+        (!self.bytes.is_empty()).then_some(self)
+    }
+
+    /// The way through its bytes, if it is their turn to be hashed and nobody hashes.
+    fn turn(&'a self) -> Option<Run<'a>> {
+        self.file.hasher.turn(self.offset, self.bytes, self.file)
+    }
+}
+
+/// Writes to several files, which are hashed beside each other: two at a time take hardly longer than one
+/// ([`AtomicFile::write_at`]). What is prepared of `input` ([`InputHasher::prepare`]), of which the bytes were made, is hashed beside
+/// them as far as that goes; what is left of it is hashed by [`InputHasher::used`].
+///
+/// # Panics
+/// As [`AtomicFile::write_at`].
+pub fn write_together(extents: &[Extent<'_>], input: Option<&InputHasher<'_>>) -> Result<(), Error> {
+    let extents: Vec<Extent<'_>> = extents.iter().filter_map(|extent| extent.missing()).collect();
+    let turns: Vec<Option<Run<'_>>> = extents.iter().map(Extent::turn).collect();
+    let hashed: Vec<bool> = turns.iter().map(Option::is_some).collect();
+    // Before they are written, and without the turn at writing: meanwhile others write.
+    hash_together(turns.into_iter().flatten().collect(), input)?;
+    for (Extent { file, offset, bytes }, hashed) in extents.iter().zip(hashed) {
+        file.put_or_leave(*offset, bytes, hashed, input)?;
+    }
+    Ok(())
 }
 
 impl Content for AtomicFile {

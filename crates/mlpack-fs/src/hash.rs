@@ -2,9 +2,13 @@
 
 use crate::pair::{Stream, update_both};
 use crate::{Error, InputHasher, Sha256};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Bytes of one file that are hashed before it is seen again which two have the most.
+const PIECE_LEN: usize = 32 << 10;
 
 /// Hashes extents in file order while they arrive in any order. An extent whose turn it is is hashed at once; one that
 /// comes early is noted, and hashed when everything before it is: from its bytes where they are still in memory, else they
@@ -94,7 +98,7 @@ pub(crate) struct Run<'a> {
     front: MutexGuard<'a, Front>,
     // An extent that the caller has in memory, whether it is noted or not.
     mine: Option<(u64, &'a [u8])>,
-    // Whether what is offered is hashed too.
+    // Whether what is offered is hashed too, but only beside other files.
     offered: bool,
     // Where the extent ends whose turn it is.
     end: u64,
@@ -109,10 +113,10 @@ impl<'a> Run<'a> {
         Run { extents, content, front, mine: None, offered: false, end, bytes: Bytes::Borrowed(&[]), done: 0 }
     }
 
-    /// Looks for the next bytes; says whether there are any.
-    fn fill(&mut self) -> Result<bool, Error> {
-        if self.done < self.bytes.as_slice().len() {
-            return Ok(true);
+    /// Looks for the next bytes, where none are left.
+    fn fill(&mut self) -> Result<(), Error> {
+        if !self.rest().is_empty() {
+            return Ok(());
         }
         self.done = 0;
         let room = match std::mem::replace(&mut self.bytes, Bytes::Borrowed(&[])) {
@@ -127,43 +131,35 @@ impl<'a> Run<'a> {
             if let Some((_, bytes)) = self.mine.filter(|(start, _)| *start == at) {
                 self.end = at + bytes.len() as u64;
                 self.bytes = Bytes::Borrowed(bytes);
-                return Ok(true);
+                return Ok(());
             }
-            let Some(noted) = noted else { return Ok(false) };
+            let Some(noted) = noted else { return Ok(()) };
             self.end = noted.end;
             if let Some(bytes) = noted.bytes {
                 self.bytes = Bytes::Kept(bytes);
-                return Ok(true);
+                return Ok(());
             }
         }
         self.bytes = self.content.read(at..self.end, room)?;
-        Ok(true)
+        Ok(())
     }
 
     fn rest(&self) -> &[u8] {
         &self.bytes.as_slice()[self.done..]
     }
 
-    /// Hashes everything whose turn has come, and as much of `beside` with it as can be; how far the hash is then.
-    fn hash(mut self, beside: Option<&InputHasher<'_>>) -> Result<u64, Error> {
-        while self.fill()? {
-            if let Some(mut other) = beside.and_then(InputHasher::run)
-                && other.fill()?
-            {
-                self.hash_with(&mut other);
-                continue;
-            }
-            if self.content.is_hashed() {
-                self.front.stream.update(&self.bytes.as_slice()[self.done..]);
-            }
-            self.pass(self.rest().len());
+    /// Hashes some of the bytes, alone.
+    fn hash_alone(&mut self) {
+        let len = self.rest().len().min(PIECE_LEN);
+        if self.content.is_hashed() {
+            self.front.stream.update(&self.bytes.as_slice()[self.done..][..len]);
         }
-        Ok(self.front.at)
+        self.pass(len);
     }
 
-    /// Hashes as many of the bytes of both as both have.
+    /// Hashes some of the bytes of both, as many of one as of the other.
     fn hash_with(&mut self, other: &mut Run<'_>) {
-        let len = self.rest().len().min(other.rest().len());
+        let len = self.rest().len().min(other.rest().len()).min(PIECE_LEN);
         let (bytes, other_bytes) = (&self.bytes.as_slice()[self.done..], &other.bytes.as_slice()[other.done..]);
         update_both(&mut self.front.stream, &bytes[..len], &mut other.front.stream, &other_bytes[..len]);
         self.pass(len);
@@ -174,6 +170,25 @@ impl<'a> Run<'a> {
         self.done += len;
         self.front.at += len as u64;
         self.content.hashed(self.front.at);
+    }
+}
+
+/// Hashes everything whose turn has come in several files, two files at a time: always those that have the most bytes, so that
+/// hardly any are left to be hashed alone. As much of `beside` as can be is hashed with them.
+pub(crate) fn hash_together<'a>(mut runs: Vec<Run<'a>>, beside: Option<&'a InputHasher<'a>>) -> Result<(), Error> {
+    runs.extend(beside.and_then(InputHasher::run));
+    loop {
+        runs.iter_mut().try_for_each(Run::fill)?;
+        runs.retain(|run| run.offered || !run.rest().is_empty());
+        if runs.iter().all(|run| run.offered) {
+            return Ok(());
+        }
+        runs.sort_unstable_by_key(|run| Reverse(run.rest().len()));
+        match &mut runs[..] {
+            [first, second, ..] if !second.rest().is_empty() => first.hash_with(second),
+            [first, ..] => first.hash_alone(),
+            [] => unreachable!("one has bytes"),
+        }
     }
 }
 
@@ -204,7 +219,7 @@ impl ExtentHasher {
         beside: Option<&InputHasher<'_>>,
     ) -> Result<(), Error> {
         self.note(start..start + bytes.len() as u64);
-        self.advance(content, Some((start, bytes)), beside).map(drop)
+        self.advance_with(content, Some((start, bytes)), beside).map(drop)
     }
 
     /// Takes an extent that cannot be read back yet: its bytes are kept until it is hashed, or [`ExtentHasher::written`].
@@ -216,23 +231,16 @@ impl ExtentHasher {
         beside: Option<&InputHasher<'_>>,
     ) -> Result<(), Error> {
         self.early().add(start..start + bytes.len() as u64, Some(bytes));
-        self.advance(content, None, beside).map(drop)
+        self.advance(content, beside).map(drop)
     }
 
-    /// Hashes an extent that cannot be read back yet if its turn has come and nobody hashes; says whether it did.
-    pub(crate) fn take_next(
-        &self,
-        start: u64,
-        bytes: &[u8],
-        content: &dyn Content,
-        beside: Option<&InputHasher<'_>>,
-    ) -> Result<bool, Error> {
-        let Some(front) = self.front.try_lock().ok().filter(|front| front.at == start) else { return Ok(false) };
+    /// The way through an extent that cannot be read back yet, and through what is noted behind it, if its turn has come and
+    /// nobody hashes.
+    pub(crate) fn turn<'a>(&'a self, start: u64, bytes: &'a [u8], content: &'a dyn Content) -> Option<Run<'a>> {
+        let front = self.front.try_lock().ok().filter(|front| front.at == start)?;
         let mut run = Run::new(self, content, front);
         run.mine = Some((start, bytes));
-        run.hash(beside)?;
-        self.advance(content, None, beside)?;
-        Ok(true)
+        Some(run)
     }
 
     /// Says that the extent that starts at `start` can be read back from now on.
@@ -249,7 +257,7 @@ impl ExtentHasher {
         }
     }
 
-    /// The way through everything that is noted, unless somebody hashes.
+    /// The way through everything that is noted, offered or not, unless somebody hashes.
     pub(crate) fn run<'a>(&'a self, content: &'a dyn Content) -> Option<Run<'a>> {
         let mut run = Run::new(self, content, self.front.try_lock().ok()?);
         run.offered = true;
@@ -272,12 +280,16 @@ impl ExtentHasher {
         if self.early().offered.remove(&extent.start).is_none() {
             self.note(extent.clone());
         }
-        let hashed_to = self.advance(content, None, None)?;
+        let hashed_to = self.advance(content, None)?;
         Ok((hashed_to < extent.end).then(|| self.early().byte_len))
     }
 
     /// Hashes noted extents unless somebody does; returns how far the hash is, or 0 where somebody else hashes.
-    fn advance(
+    pub(crate) fn advance(&self, content: &dyn Content, beside: Option<&InputHasher<'_>>) -> Result<u64, Error> {
+        self.advance_with(content, None, beside)
+    }
+
+    fn advance_with(
         &self,
         content: &dyn Content,
         mine: Option<(u64, &[u8])>,
@@ -287,8 +299,10 @@ impl ExtentHasher {
         while let Ok(front) = self.front.try_lock() {
             let mut run = Run::new(self, content, front);
             run.mine = mine;
-            hashed_to = run.hash(beside)?;
+            hash_together(vec![run], beside)?;
             // Whoever noted the next extent while this thread held the front left it to this thread.
+            let Ok(front) = self.front.try_lock() else { break };
+            hashed_to = front.at;
             if !self.early().is_ready(hashed_to) {
                 break;
             }
@@ -336,9 +350,8 @@ impl ExtentHasher {
 
     /// Hashes what is left of the noted extents; the digest, and how far it reaches.
     pub(crate) fn finish(&self, content: &dyn Content) -> Result<(Sha256, u64), Error> {
-        let mut run = Run::new(self, content, self.front());
-        run.offered = true;
-        run.hash(None)?;
+        self.early().offered.clear();
+        hash_together(vec![Run::new(self, content, self.front())], None)?;
         let front = self.front();
         Ok((front.stream.clone().finish(), front.at))
     }

@@ -33,7 +33,7 @@ impl<'a> InputHasher<'a> {
     }
 
     /// Says that `range` of the file will be used next: it may be hashed beside an output from now on
-    /// ([`AtomicFile::write_beside`](crate::AtomicFile::write_beside)).
+    /// ([`write_together`](crate::write_together)).
     pub fn prepare(&self, range: Range<u64>) {
         self.file.prepare(range.start as usize..range.end as usize);
         self.extents.offer(range);
@@ -84,7 +84,7 @@ impl Content for InputHasher<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AtomicFile;
+    use crate::{AtomicFile, Extent, write_together};
     use std::sync::atomic::AtomicUsize;
 
     #[test]
@@ -106,6 +106,10 @@ mod tests {
         assert_eq!(hasher.finish(), Sha256::of(b"known"));
     }
 
+    fn write(file: &AtomicFile, offset: u64, bytes: &[u8], input: &InputHasher<'_>) {
+        write_together(&[Extent { file, offset, bytes }], Some(input)).unwrap();
+    }
+
     #[test]
     fn what_is_prepared_is_hashed_beside_an_output_as_far_as_that_goes() {
         let dir = tempfile::tempdir().unwrap();
@@ -119,15 +123,15 @@ mod tests {
         hasher.prepare(0..400);
         hasher.prepare(400..1_000);
         assert_eq!(hashed(&hasher).0, 0);
-        output.write_beside(300, &content[300..600], &hasher).unwrap();
+        write(&output, 300, &content[300..600], &hasher);
         assert_eq!(hashed(&hasher).0, 0, "it was not the output's turn");
-        output.write_beside(0, &content[..300], &hasher).unwrap();
+        write(&output, 0, &content[..300], &hasher);
         assert_eq!(hashed(&hasher), (600, Sha256::of(&content[..600])));
         hasher.used(0..400);
         assert_eq!(hashed(&hasher).0, 600, "the other extent is still in use");
         hasher.used(400..1_000);
         assert_eq!(hashed(&hasher), (1_000, Sha256::of(&content)));
-        output.write_beside(600, &content[600..700], &hasher).unwrap();
+        write(&output, 600, &content[600..700], &hasher);
         assert_eq!(output.seal().unwrap(), Sha256::of(&content[..700]));
         assert_eq!(hasher.finish(), Sha256::of(&content));
     }
@@ -158,10 +162,11 @@ mod tests {
                             let of_input = range(content.len());
                             let of_input = of_input.start as u64..of_input.end as u64;
                             input.prepare(of_input.clone());
-                            for (file, bytes) in &outputs {
+                            let extents = outputs.each_ref().map(|(file, bytes)| {
                                 let range = range(bytes.len());
-                                file.write_beside(range.start as u64, &bytes[range], &input).unwrap();
-                            }
+                                Extent { file, offset: range.start as u64, bytes: &bytes[range] }
+                            });
+                            write_together(&extents, Some(&input)).unwrap();
                             input.used(of_input);
                         }
                     });

@@ -35,7 +35,7 @@ mod read;
 mod space;
 mod stamp;
 
-pub use atomic::{AtomicDir, AtomicFile, write_atomic};
+pub use atomic::{AtomicDir, AtomicFile, Extent, write_atomic, write_together};
 pub use digest::{Hasher, ParseDigestError, Sha256, hash_file};
 pub use error::{Error, ErrorKind, Operation};
 pub use input::InputHasher;
