@@ -101,7 +101,7 @@ pub(crate) fn execute_from(
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
     let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
     let files = create(plan, dir, resume)?;
-    let hashers = hashers(source, plan, resources.rehash);
+    let hashers = hashers(source, plan, resources.rehash)?;
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
     let tally = source.overlay().filter(|_| plan.measures_changes).map(ChangeTally::new);
@@ -283,7 +283,7 @@ fn create(plan: &Plan, dir: &Path, resume: Option<&Resume>) -> Result<Vec<Atomic
 
 /// Hashers of the source's files, which know already what no slab will read: headers, padding, and tensors that are in no
 /// step.
-fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Vec<InputHasher<'a>> {
+fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Result<Vec<InputHasher<'a>>, Error> {
     let files = source.files();
     let mut read: Vec<Vec<Range<u64>>> = vec![Vec::new(); files.len()];
     for step in &plan.steps {
@@ -303,21 +303,18 @@ fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Vec<InputHasher
         let mut at = 0;
         for range in read.iter().chain([&(file.byte_len()..file.byte_len())]) {
             if at < range.start {
-                hasher.used(at..range.start);
+                hasher.used(at..range.start, None)?;
             }
             at = range.end;
         }
         hashers.push(hasher);
     }
-    hashers
+    Ok(hashers)
 }
 
 fn run(work: &Work<'_>, slabs: &[Slab], workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
     each(slabs, workers, |slab, scratch| {
-        let shares = work.shares(slab);
-        work.run(slab, &shares, scratch)?;
-        shares.iter().for_each(|(file, range)| work.hashers[*file].used(range.clone()));
-        progress(shares.iter().map(|(_, range)| range.end - range.start).sum());
+        progress(work.run(slab, scratch)?);
         Ok(())
     })
 }
@@ -367,15 +364,11 @@ fn seal(
     changes: Vec<TensorChange>,
     resume: Option<&Resume>,
 ) -> Result<Done, Error> {
-    let inputs = hashers
-        .into_iter()
-        .zip(source.files())
-        .map(|(hasher, file)| SealedFile {
-            path: file.path().to_owned(),
-            sha256: hasher.finish(),
-            byte_len: file.byte_len(),
-        })
-        .collect();
+    let mut inputs = Vec::with_capacity(hashers.len());
+    for (hasher, file) in hashers.into_iter().zip(source.files()) {
+        let (path, byte_len) = (file.path().to_owned(), file.byte_len());
+        inputs.push(SealedFile { path, sha256: hasher.finish()?, byte_len });
+    }
     // All of them are on the disk before the first has its final name.
     for (i, file) in files.iter().enumerate() {
         file.flush()?;

@@ -11,7 +11,8 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     pieces: Vec<u64>,
-    gathered: Vec<u8>,
+    /// The rows, where they are not used as they lie in the source.
+    pub gathered: Vec<u8>,
     merged: Vec<u8>,
     merging: MergeRoom,
 }
@@ -22,9 +23,19 @@ const MERGED_ELEMENTS: u64 = 1 << 16;
 /// Bytes that one batch of those needs: float64 values, change and product, and merged values.
 pub(crate) const MERGED_BYTES: u64 = MERGED_ELEMENTS * (8 + 8 + 8 + 8);
 
+/// A part of a source's file that was read, as an index into the source's files, where it begins, and its bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window<'a> {
+    pub file: usize,
+    pub start: u64,
+    pub bytes: &'a [u8],
+}
+
 /// A gather with the source that it reads.
 pub(crate) struct Reader<'a> {
     source: &'a Source,
+    /// What need not be read from the maps.
+    window: Option<Window<'a>>,
     gather: &'a Gather,
     row_len: u64,
     /// Pieces of one source tensor.
@@ -47,7 +58,17 @@ impl<'a> Reader<'a> {
         let elements = source.tensors()[gather.positions[0]].shape.element_count().unwrap_or(0);
         let elements = elements * per_stored(gather);
         let per_tensor = elements.checked_div(gather.view.piece_len()).unwrap_or(0).max(1);
-        Reader { source, gather, row_len, per_tensor, finite, tally }
+        Reader { source, window: None, gather, row_len, per_tensor, finite, tally }
+    }
+
+    /// Whether rows are looked for in a window: those that are used row by row, once.
+    pub fn reads_windows(&self) -> bool {
+        matches!(self.gather.packing, Packing::None) && self.gather.view.as_transposed().is_none()
+    }
+
+    /// The same with a part of a file that was read already.
+    pub fn with_window(self, window: Window<'a>) -> Reader<'a> {
+        Reader { window: Some(window), ..self }
     }
 
     /// How all of the tensors are stored.
@@ -79,19 +100,17 @@ impl<'a> Reader<'a> {
         (&tensor.name, within / row_len, within % row_len)
     }
 
-    /// The rows, as the source stores them: in the map where they are used as they are, else in the room.
+    /// The rows, as the source stores them, where they are used as they lie in the window or the map; else `None`, and they are
+    /// in [`Room::gathered`].
     ///
     /// # Errors
     /// When a value is not finite and must be, or an adapter's delta makes it so.
-    pub fn read<'r>(&self, rows: &Range<u64>, room: &'r mut Room) -> Result<&'r [u8], Error>
-    where
-        'a: 'r,
-    {
+    pub fn read(&self, rows: &Range<u64>, room: &mut Room) -> Result<Option<&'a [u8]>, Error> {
         let view = &self.gather.view;
         if let ([position], Packing::None, Some(matrix)) =
             (&self.gather.positions[..], &self.gather.packing, view.as_transposed())
         {
-            return self.read_columns(*position, matrix, rows, room);
+            return self.read_columns(*position, matrix, rows, room).map(|()| None);
         }
         let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
         let Room { pieces, gathered, merged, merging } = room;
@@ -105,14 +124,14 @@ impl<'a> Reader<'a> {
                     self.append_scaled(index, run, scales[index], *block, gathered);
                 }
                 self.check_finite(rows.start, 0, gathered)?;
-                return Ok(gathered);
+                return Ok(None);
             }
             Packing::Mxfp4 { scales } => {
                 for (index, run) in self.runs(pieces) {
                     self.append_mxfp4(index, run, *scales, gathered);
                 }
                 self.check_finite(rows.start, 0, gathered)?;
-                return Ok(gathered);
+                return Ok(None);
             }
         }
         let single = self.runs(pieces).next();
@@ -125,7 +144,7 @@ impl<'a> Reader<'a> {
                 {
                     let bytes = self.bytes(*index, run);
                     self.check_finite(rows.start, 0, bytes)?;
-                    return Ok(bytes);
+                    return Ok(Some(bytes));
                 }
                 let start = gathered.len();
                 for (index, run) in self.runs(of_tensor) {
@@ -137,23 +156,23 @@ impl<'a> Reader<'a> {
                 let rows = Rows { numbers: &numbers, row_len: view.piece_len() };
                 let start = gathered.len();
                 gathered.resize(start + numbers.len() * self.piece_bytes(), 0);
-                self.source.merge_rows(position, rows, merging, self.tally, &mut gathered[start..])?;
+                self.source.merge_rows(position, rows, self.window, merging, self.tally, &mut gathered[start..])?;
             } else {
                 self.merge_parts(index, of_tensor, (merged, merging), gathered)?;
             }
         }
-        Ok(gathered)
+        Ok(None)
     }
 
     /// Columns of a matrix as rows. Merged rows are computed whole, some at a time, and of each only the columns are kept:
     /// slabs of such a step are as large as the budget allows.
-    fn read_columns<'r>(
+    fn read_columns(
         &self,
         position: usize,
         (start, rows, columns): (u64, u64, u64),
         wanted: &Range<u64>,
-        room: &'r mut Room,
-    ) -> Result<&'r [u8], Error> {
+        room: &mut Room,
+    ) -> Result<(), Error> {
         let Room { gathered, merged, merging, .. } = room;
         let size = self.piece_bytes();
         let (row_bytes, tile) = (columns as usize * size, wanted.start as usize * size..wanted.end as usize * size);
@@ -162,8 +181,7 @@ impl<'a> Reader<'a> {
             let all = &self.source.bytes(self.tensor(0))[start as usize * size..];
             let lines = all.chunks_exact(row_bytes).take(rows as usize).map(|row| &row[tile.clone()]);
             transpose(size, (0, rows as usize), lines, gathered);
-            self.check_finite(wanted.start, 0, gathered)?;
-            return Ok(gathered);
+            return self.check_finite(wanted.start, 0, gathered);
         }
         // The first slab of the first step that reads the tensor sees every row once.
         let tally = self.tally.filter(|_| wanted.start == 0 && self.gather.offset == 0);
@@ -175,12 +193,12 @@ impl<'a> Reader<'a> {
             let numbers: Vec<u64> = (first + done..first + done + count).collect();
             merged.resize(count as usize * row_bytes, 0);
             let of_tensor = Rows { numbers: &numbers, row_len: columns };
-            self.source.merge_rows(position, of_tensor, merging, tally, merged)?;
+            self.source.merge_rows(position, of_tensor, self.window, merging, tally, merged)?;
             let lines = merged.chunks_exact(row_bytes).map(|row| &row[tile.clone()]);
             transpose(size, (done as usize, rows as usize), lines, gathered);
             done += count;
         }
-        Ok(gathered)
+        Ok(())
     }
 
     /// Appends parts of merged rows: the rows are merged whole, some at a time.
@@ -208,7 +226,7 @@ impl<'a> Reader<'a> {
             let source_rows: Vec<u64> = (first..=last).collect();
             let rows = Rows { numbers: &source_rows, row_len: tensor.shape.row_len() };
             merged.resize(source_rows.len() * per_row as usize * piece_bytes, 0);
-            self.source.merge_rows(self.gather.positions[index], rows, merging, self.tally, merged)?;
+            self.source.merge_rows(self.gather.positions[index], rows, self.window, merging, self.tally, merged)?;
             for &i in &left[..taken] {
                 let at = (pieces[i as usize] % self.per_tensor - first * per_row) as usize * piece_bytes;
                 let to = start + i as usize * piece_bytes;
@@ -258,7 +276,14 @@ impl<'a> Reader<'a> {
     fn bytes(&self, index: usize, run: &Range<u64>) -> &'a [u8] {
         let piece_bytes = self.piece_bytes();
         let start = (run.start - index as u64 * self.per_tensor) as usize * piece_bytes;
-        &self.source.bytes(self.tensor(index))[start..start + (run.end - run.start) as usize * piece_bytes]
+        let len = (run.end - run.start) as usize * piece_bytes;
+        let tensor = self.tensor(index);
+        let in_window = |window: Window<'a>| {
+            let at = (tensor.range.start + start as u64).checked_sub(window.start)? as usize;
+            window.bytes.get(at..at + len)
+        };
+        let window = self.window.filter(|window| window.file == tensor.file);
+        window.and_then(in_window).unwrap_or_else(|| &self.source.bytes(tensor)[start..start + len])
     }
 
     fn piece_bytes(&self) -> usize {

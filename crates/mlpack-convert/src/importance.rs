@@ -95,7 +95,7 @@ impl Importance {
         if !parsed.problems.is_empty() {
             return Err(ImportanceError::File { path: path.to_owned(), problems: parsed.problems });
         }
-        let sha256 = InputHasher::new(&map).finish();
+        let sha256 = InputHasher::new(&map).finish()?;
         let Parsed { entries, datasets, chunks, .. } = parsed;
         Ok(Importance { map, sha256, entries, datasets, chunks })
     }

@@ -1,11 +1,11 @@
 //! One slab of one step: read, add the deltas, round, encode for every target.
 
 use crate::execute::column_block;
-use crate::gather::{Reader, Room, share};
+use crate::gather::{Reader, Room, Window, share};
 use crate::resume::Resume;
-use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored, Target};
+use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
-use mlpack_fs::{AtomicFile, Extent, InputHasher, write_together};
+use mlpack_fs::{AtomicFile, Buffer, Buffers, Data, Extent, InputExtent, InputHasher, SharedBytes, write_together};
 use mlpack_lora::ChangeTally;
 use mlpack_quant::{ColumnPart, Extremes, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType};
@@ -32,8 +32,8 @@ pub(crate) struct Slab {
 pub(crate) struct Scratch {
     pub room: Room,
     pub floats: Vec<f32>,
-    /// Of each target.
-    encoded: Vec<Vec<u8>>,
+    /// What is read and what is written.
+    buffers: Buffers,
     encoding: Encoding,
 }
 
@@ -73,33 +73,89 @@ struct Values<'a> {
 }
 
 impl Work<'_> {
-    /// Does one slab; every write is at a place that the plan fixed.
-    pub(crate) fn run(&self, slab: &Slab, shares: &[(usize, Range<u64>)], scratch: &mut Scratch) -> Result<(), Error> {
-        if self.is_kept(slab) {
-            return Ok(());
-        }
-        shares.iter().for_each(|(file, range)| self.hashers[*file].prepare(range.clone()));
+    /// Does one slab; every write is at a place that the plan fixed. Returns how many bytes of the source that accounts for.
+    pub(crate) fn run(&self, slab: &Slab, scratch: &mut Scratch) -> Result<u64, Error> {
         let step = &self.plan.steps[slab.step];
-        let Scratch { room, floats, encoded, encoding } = scratch;
-        encoded.resize_with(step.targets.len().max(encoded.len()), Vec::new);
-        match &step.input {
+        let Scratch { room, floats, buffers, encoding } = scratch;
+        let gather = match &step.input {
             Input::Computed(values) => {
                 let range = (slab.rows.start * step.row_len) as usize..(slab.rows.end * step.row_len) as usize;
                 let values = Values { step, rows: slab.rows.clone(), reader: None, floats: &values[range] };
-                for (i, encoded) in (0..step.targets.len()).zip(&mut *encoded) {
-                    encoded.resize(self.span(step, i, &slab.rows), 0);
-                    self.encode(&values, i, encoding, encoded)?;
+                let mut encoded = self.rooms(slab, buffers, |_| true);
+                for (i, encoded) in &mut encoded {
+                    self.encode(&values, *i, encoding, encoded.bytes_mut())?;
                 }
-                self.write(slab, shares, |i| &encoded[i])
+                self.write(slab, None, encoded, buffers, None)?;
+                return Ok(0);
             }
-            Input::Tensors(gather) => {
-                let reader = Reader::new(self.source, gather, step.row_len, true, self.tally);
-                let bytes = reader.read(&slab.rows, room)?;
-                self.encode_tensor(slab, &reader, bytes, floats, encoded, encoding)?;
-                let as_is = |i: usize| self.is_as_is(step, i, &reader);
-                self.write(slab, shares, |i| if as_is(i) { bytes } else { &encoded[i] })
+            Input::Tensors(gather) => gather,
+        };
+        let shares = share(self.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len);
+        let byte_len = shares.iter().map(|(_, range)| range.end - range.start).sum();
+        if self.is_kept(slab) {
+            shares.into_iter().try_for_each(|(file, range)| self.hashers[file].used(range, None))?;
+            return Ok(byte_len);
+        }
+        let mut reader = Reader::new(self.source, gather, step.row_len, true, self.tally);
+        let maps = self.source.files();
+        // What the slab has in memory of the source: a copy where the rows are used once, as they lie there, else the map.
+        let copy: SharedBytes;
+        let mut at_hand = Vec::with_capacity(shares.len());
+        let copied = match &shares[..] {
+            [(file, range)] if reader.reads_windows() => {
+                let mut buffer = buffers.take((range.end - range.start) as usize);
+                maps[*file].read_at(range.start, buffer.bytes_mut())?;
+                copy = buffer.share();
+                self.hashers[*file].offer(range.clone(), Some(&copy));
+                let window = Window { file: *file, start: range.start, bytes: &copy };
+                reader = reader.with_window(window);
+                at_hand.push(window);
+                Some(&copy)
+            }
+            shares => {
+                for (file, range) in shares {
+                    self.hashers[*file].offer(range.clone(), None);
+                    let bytes = range.start as usize..range.end as usize;
+                    maps[*file].prepare(bytes.clone());
+                    at_hand.push(Window { file: *file, start: range.start, bytes: &maps[*file].bytes()[bytes] });
+                }
+                None
+            }
+        };
+        room.gathered = buffers.take(0).into_vec();
+        let found = reader.read(&slab.rows, room)?;
+        let made = SharedBytes::new(std::mem::take(&mut room.gathered));
+        let bytes = found.unwrap_or(&made);
+        let mut encoded = self.rooms(slab, buffers, |i| !self.is_as_is(step, i, &reader));
+        self.encode_tensor(slab, &reader, bytes, floats, &mut encoded, encoding)?;
+        let as_is = match (found, copied) {
+            (None, _) => Data::Shared(&made),
+            (Some(bytes), Some(copy)) if bytes.as_ptr_range() == copy.as_ptr_range() => Data::Shared(copy),
+            (Some(bytes), _) => Data::Borrowed(bytes),
+        };
+        self.write(slab, Some(as_is), encoded, buffers, at_hand.first())?;
+        buffers.give_back(made);
+        for ((file, range), Window { bytes, .. }) in shares.iter().zip(at_hand) {
+            self.hashers[*file].used(range.clone(), Some(bytes))?;
+            maps[*file].release(range.start as usize..range.end as usize);
+        }
+        if let Some(copy) = copied {
+            buffers.give_back(copy.clone());
+        }
+        if slab.rows.end == step.rows {
+            // Rows may also come from elsewhere in their tensors.
+            for tensor in gather.positions.iter().map(|position| &self.source.tensors()[*position]) {
+                self.source.file(tensor).release(tensor.range.start as usize..tensor.range.end as usize);
             }
         }
+        Ok(byte_len)
+    }
+
+    /// Rooms for what is encoded for those targets that are asked for.
+    fn rooms(&self, slab: &Slab, buffers: &mut Buffers, encodes: impl Fn(usize) -> bool) -> Vec<(usize, Buffer)> {
+        let step = &self.plan.steps[slab.step];
+        let targets = (0..step.targets.len()).filter(|i| encodes(*i));
+        targets.map(|i| (i, buffers.take(self.span(step, i, &slab.rows)))).collect()
     }
 
     /// Whether a target stores the very bytes that were read or merged.
@@ -116,16 +172,12 @@ impl Work<'_> {
         reader: &Reader<'_>,
         bytes: &[u8],
         floats: &mut Vec<f32>,
-        encoded: &mut [Vec<u8>],
+        encoded: &mut [(usize, Buffer)],
         encoding: &mut Encoding,
     ) -> Result<(), Error> {
         let step = &self.plan.steps[slab.step];
-        let as_is = |i: usize| self.is_as_is(step, i, reader);
-        if self.fidelity.is_none() && (0..step.targets.len()).all(as_is) {
+        if self.fidelity.is_none() && encoded.is_empty() {
             return Ok(());
-        }
-        for (i, encoded) in (0..step.targets.len()).zip(&mut *encoded).filter(|(i, _)| !as_is(*i)) {
-            encoded.resize(self.span(step, i, &slab.rows), 0);
         }
         let row_byte_len = bytes.len() / (slab.rows.end - slab.rows.start).max(1) as usize;
         for rows in self.strips(slab) {
@@ -136,14 +188,13 @@ impl Work<'_> {
                 return Ok(());
             }
             let values = Values { step, rows: rows.clone(), reader: Some(reader), floats };
-            for (i, encoded) in (0..step.targets.len()).zip(&mut *encoded) {
-                if as_is(i) {
-                    self.measure(&values, i, floats);
-                } else {
-                    let start = self.span(step, i, &(slab.rows.start..rows.start));
-                    let end = self.span(step, i, &(slab.rows.start..rows.end));
-                    self.encode(&values, i, encoding, &mut encoded[start..end])?;
-                }
+            for i in (0..step.targets.len()).filter(|i| self.is_as_is(step, *i, reader)) {
+                self.measure(&values, i, floats);
+            }
+            for (i, encoded) in &mut *encoded {
+                let start = self.span(step, *i, &(slab.rows.start..rows.start));
+                let end = self.span(step, *i, &(slab.rows.start..rows.end));
+                self.encode(&values, *i, encoding, &mut encoded.bytes_mut()[start..end])?;
             }
         }
         Ok(())
@@ -201,12 +252,6 @@ impl Work<'_> {
             let (name, row, column) = reader.map_or(computed, |reader| reader.place(rows.start, index));
             (name.to_owned(), row, column)
         };
-        if ty == GgmlType::F16
-            && let Some(index) = first_f16_overflow(floats)
-        {
-            let (output, (tensor, row, column)) = (output.file_name.clone(), at(index));
-            return Err(Error::F16Overflow { tensor, output, row, column, value: floats[index] });
-        }
         let row_len = step.row_len as usize;
         match stored.importance {
             None => mlpack_quant::encode(ty, floats, row_len, None, encoded)?,
@@ -227,6 +272,12 @@ impl Work<'_> {
                     row = end;
                 }
             }
+        }
+        if ty == GgmlType::F16
+            && let Some(index) = first_infinite_f16(encoded)
+        {
+            let (output, (tensor, row, column)) = (output.file_name.clone(), at(index));
+            return Err(Error::F16Overflow { tensor, output, row, column, value: floats[index] });
         }
         if ty.is_quantized()
             && let Some(block) = mlpack_quant::first_invalid_block(ty, encoded)
@@ -320,27 +371,33 @@ impl Work<'_> {
         fidelity[place.output][place.tensor].lock().expect("no thread panics holding the lock").add(sums);
     }
 
-    /// The parts of the source's files that a slab accounts for.
-    pub(crate) fn shares(&self, slab: &Slab) -> Vec<(usize, Range<u64>)> {
-        let step = &self.plan.steps[slab.step];
-        let Input::Tensors(gather) = &step.input else { return Vec::new() };
-        share(self.source, gather, slab.rows.start * step.row_len..slab.rows.end * step.row_len)
-    }
-
-    /// Writes a slab to all of its targets.
-    fn write<'b>(
+    /// Writes a slab to all of its targets: what was encoded for a target, else the rows as they are.
+    fn write(
         &self,
         slab: &Slab,
-        shares: &[(usize, Range<u64>)],
-        bytes: impl Fn(usize) -> &'b [u8],
+        as_is: Option<Data<'_>>,
+        encoded: Vec<(usize, Buffer)>,
+        buffers: &mut Buffers,
+        made_of: Option<&Window<'_>>,
     ) -> Result<(), Error> {
         let step = &self.plan.steps[slab.step];
-        let extent = |(i, place): (usize, &Target)| {
-            let (file, offset) = (&self.files[place.output], self.offset(step, i, slab.rows.start));
-            Extent { file, offset, bytes: bytes(i) }
-        };
-        let extents: Vec<Extent<'_>> = step.targets.iter().enumerate().map(extent).collect();
-        write_together(&extents, shares.first().map(|(input, _)| &self.hashers[*input]))?;
+        let encoded: Vec<(usize, SharedBytes)> = encoded.into_iter().map(|(i, buffer)| (i, buffer.share())).collect();
+        let mut extents = Vec::with_capacity(step.targets.len());
+        for (i, place) in step.targets.iter().enumerate() {
+            let of_target = encoded.iter().find(|(target, _)| *target == i).map(|(_, bytes)| Data::Shared(bytes));
+            let data = of_target.or(as_is).expect("what is not stored as it is was encoded");
+            extents.push(Extent {
+                file: &self.files[place.output],
+                offset: self.offset(step, i, slab.rows.start),
+                data,
+            });
+        }
+        let input = made_of.map(|window| {
+            let Window { file, start: offset, bytes } = *window;
+            InputExtent { input: &self.hashers[file], offset, bytes }
+        });
+        write_together(&extents, input)?;
+        encoded.into_iter().for_each(|(_, bytes)| buffers.give_back(bytes));
         let Some(resume) = self.resume else { return Ok(()) };
         step.targets.iter().try_for_each(|place| resume.note(place.output, &self.files[place.output]))
     }
@@ -407,11 +464,15 @@ pub(crate) fn apply(change: ValueChange, dtype: Option<Dtype>, floats: &mut [f32
     floats.iter_mut().for_each(|v| *v = change(*v));
 }
 
-fn first_f16_overflow(floats: &[f32]) -> Option<usize> {
-    if !floats.iter().fold(false, |any, v| any | (v.abs() >= F16_OVERFLOW)) {
+/// The first float16 that is infinite: no value was before it was rounded.
+fn first_infinite_f16(encoded: &[u8]) -> Option<usize> {
+    let (values, _) = encoded.as_chunks::<2>();
+    let infinite = |v: &[u8; 2]| u16::from_le_bytes(*v) & 0x7fff == 0x7c00;
+    // The common case is one branch-free pass.
+    if !values.iter().fold(false, |any, v| any | infinite(v)) {
         return None;
     }
-    floats.iter().position(|v| v.abs() >= F16_OVERFLOW)
+    values.iter().position(infinite)
 }
 
 #[cfg(test)]
@@ -420,7 +481,12 @@ mod tests {
 
     #[test]
     fn f16_overflows_where_rounding_gives_infinity() {
-        assert_eq!(first_f16_overflow(&[65_519.996, -65_504.0]), None);
-        assert_eq!(first_f16_overflow(&[1.0, -65_520.0]), Some(1));
+        let first = |values: &[f32]| {
+            let mut encoded = vec![0; 2 * values.len()];
+            mlpack_quant::encode(GgmlType::F16, values, values.len(), None, &mut encoded).unwrap();
+            first_infinite_f16(&encoded)
+        };
+        assert_eq!(first(&[65_519.996, -65_504.0, f32::NAN]), None);
+        assert_eq!(first(&[1.0, -F16_OVERFLOW]), Some(1));
     }
 }

@@ -1,11 +1,12 @@
 //! Open: a checkpoint with adapters laid over it, or a GGUF file, as one table of tensors in mapped files.
 
 use crate::describe::{Change, Changes};
+use crate::gather::Window;
 use crate::{Error, Stored};
 use mlpack_arch::{Families, Model};
 use mlpack_fs::{MappedFile, Operation, read_bounded, write_atomic};
 use mlpack_gguf::GgufModel;
-use mlpack_lora::{Adapter, ChangeTally, MergeRoom, Overlay, OverlayOptions, Rows};
+use mlpack_lora::{Adapter, BaseBytes, ChangeTally, MergeRoom, Overlay, OverlayOptions, Rows};
 use mlpack_safetensors::{Checkpoint, SafetensorsFile};
 use mlpack_tensor::Shape;
 use std::ops::Range;
@@ -230,11 +231,13 @@ impl Source {
         self.overlay().map_or(0, Overlay::bytes_per_element)
     }
 
-    /// Rows of a tensor that adapters change; `row_len` elements each, which need not be those of the innermost dimension.
+    /// Rows of a tensor that adapters change; `row_len` elements each, which need not be those of the innermost dimension. What
+    /// the window has of the base is not looked for in the map.
     pub(crate) fn merge_rows(
         &self,
         position: usize,
         rows: Rows<'_>,
+        window: Option<Window<'_>>,
         room: &mut MergeRoom,
         tally: Option<&ChangeTally>,
         out: &mut [u8],
@@ -243,7 +246,13 @@ impl Source {
         else {
             unreachable!("the caller asks for a tensor that adapters change")
         };
-        let base = overlay.targets()[target].base.map(|position| checkpoint.bytes(&checkpoint.tensors()[position]));
+        let base = overlay.targets()[target].base.map(|position| {
+            let tensor = &checkpoint.tensors()[position];
+            let base = BaseBytes::new(checkpoint.bytes(tensor));
+            let part = window.filter(|window| window.file == tensor.shard);
+            let start = part.and_then(|part| part.start.checked_sub(checkpoint.entry(tensor).range.start));
+            part.zip(start).map_or(base, |(part, start)| base.with_part(start as usize, part.bytes))
+        });
         Ok(overlay.merge_rows(target, rows, base.unwrap_or_default(), room, tally, out)?)
     }
 }

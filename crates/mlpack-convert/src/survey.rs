@@ -37,7 +37,7 @@ pub(crate) fn survey(
         let step = &plan.steps[slab.step];
         let Input::Tensors(gather) = &step.input else { return Ok(()) };
         let reader = Reader::new(source, gather, step.row_len, true, None);
-        let bytes = reader.read(&slab.rows, &mut scratch.room)?;
+        let bytes = reader.read(&slab.rows, &mut scratch.room)?.unwrap_or(&scratch.room.gathered);
         let floats = &mut scratch.floats;
         floats.resize(((slab.rows.end - slab.rows.start) * step.row_len) as usize, 0.0);
         let Stored::Safetensors(dtype) = reader.stored() else { unreachable!("the plan takes floats alone") };

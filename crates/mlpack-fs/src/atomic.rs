@@ -3,9 +3,9 @@
 //! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
 //! that file, which the next run of the same output takes over; an error removes it.
 
-use crate::hash::{Bytes, Content, ExtentHasher, Run, hash_together};
+use crate::hash::{Bytes, Content, ExtentHasher, READ_LEN, Run, hash_together};
 use crate::queue::{Turn, WriteQueue};
-use crate::{Error, InputHasher, Operation, Sha256};
+use crate::{Error, InputExtent, Operation, Sha256, SharedBytes};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -15,9 +15,6 @@ use std::path::{Path, PathBuf};
 
 /// How names of outputs end that are in work.
 const PARTIAL: &str = ".mlpack-partial";
-
-/// Bytes read back at a time when an extent was written before its turn to be hashed.
-const READ_BACK_LEN: usize = 1 << 20;
 
 /// A file of known length that any number of threads write at any offsets, hashed on the way.
 ///
@@ -151,41 +148,40 @@ impl AtomicFile {
     /// # Panics
     /// When the extent reaches past the length given to [`AtomicFile::create`]: offsets come from our own plan.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        write_together(&[Extent { file: self, offset, bytes }], None)
+        write_together(&[Extent { file: self, offset, data: Data::Borrowed(bytes) }], None)
     }
 
-    /// Writes bytes, or leaves them to the thread that writes, and sees that they are hashed, if they are not yet.
-    fn put_or_leave(
-        &self,
-        offset: u64,
-        bytes: &[u8],
-        hashed: bool,
-        beside: Option<&InputHasher<'_>>,
-    ) -> Result<(), Error> {
-        match self.queue.enter(bytes.len()) {
+    /// Writes bytes, or leaves them to the thread that writes, and sees that they are noted for their turn to be hashed, if they are
+    /// not hashed yet.
+    fn put_or_leave(&self, offset: u64, data: Data<'_>, hashed: bool) -> Result<(), Error> {
+        match self.queue.enter(data.bytes().len()) {
             Turn::Mine(turn) => {
-                self.put(offset, bytes)?;
+                self.put(offset, data.bytes())?;
                 self.empty_queue()?;
                 drop(turn);
-                if !hashed {
-                    self.hasher.take(offset, bytes, self, beside)?;
+                match data {
+                    Data::Shared(_) => self.hasher.written(offset),
+                    Data::Borrowed(bytes) if !hashed => self.hasher.note(offset..offset + bytes.len() as u64),
+                    Data::Borrowed(_) => {}
                 }
             }
-            Turn::Another => {
-                let copy = self.queue.copy(bytes);
-                self.queue.push(offset, copy.clone());
-                if !hashed {
-                    self.hasher.take_bytes(offset, copy, self, beside)?;
+            Turn::Another => match data {
+                Data::Shared(bytes) => self.queue.push(offset, bytes.clone()),
+                Data::Borrowed(bytes) => {
+                    let copy = self.queue.copy(bytes);
+                    if !hashed {
+                        self.hasher.note_bytes(offset, copy.clone());
+                    }
+                    self.queue.push(offset, copy);
                 }
-            }
+            },
         }
         // What came into the queue after its last look is left to whoever left it.
         while let Some(turn) = self.queue.left_over() {
             self.empty_queue()?;
             drop(turn);
         }
-        // As is what was noted while this thread hashed.
-        if hashed { self.hasher.advance(self, beside).map(drop) } else { Ok(()) }
+        Ok(())
     }
 
     /// Writes what other threads left. Only who has the turn does.
@@ -244,6 +240,31 @@ impl AtomicFile {
     }
 }
 
+/// Bytes on their way.
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// The caller's: what cannot be written or hashed at once is copied or read back.
+    Borrowed(&'a [u8]),
+    /// Such as may be kept until they are written and hashed.
+    Shared(&'a SharedBytes),
+}
+
+impl<'a> Data<'a> {
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        match self {
+            Data::Borrowed(bytes) => bytes,
+            Data::Shared(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn shared(self) -> Option<&'a SharedBytes> {
+        match self {
+            Data::Borrowed(_) => None,
+            Data::Shared(bytes) => Some(bytes),
+        }
+    }
+}
+
 /// Bytes for a place in a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent<'a> {
@@ -252,48 +273,67 @@ pub struct Extent<'a> {
     /// Where they begin in it.
     pub offset: u64,
     /// The bytes.
-    pub bytes: &'a [u8],
+    pub data: Data<'a>,
 }
 
 impl<'a> Extent<'a> {
     /// What is to be written of it: an earlier run may have written the start of the file.
     fn missing(mut self) -> Option<Extent<'a>> {
-        let end = self.offset.checked_add(self.bytes.len() as u64).expect("an extent ends below 2^64");
-        let byte_len = self.file.byte_len;
+        let (bytes, byte_len) = (self.data.bytes(), self.file.byte_len);
+        let end = self.offset.checked_add(bytes.len() as u64).expect("an extent ends below 2^64");
         assert!(end <= byte_len, "extent {}..{end} lies outside a file of {byte_len} bytes", self.offset);
-        if let Some(kept) = self.file.kept.checked_sub(self.offset) {
-            (self.offset, self.bytes) = (self.file.kept, &self.bytes[self.bytes.len().min(kept as usize)..]);
+        if end <= self.file.kept || bytes.is_empty() {
+            return None;
         }
-        (!self.bytes.is_empty()).then_some(self)
+        if let Some(kept) = self.file.kept.checked_sub(self.offset).filter(|kept| *kept > 0) {
+            (self.offset, self.data) = (self.file.kept, Data::Borrowed(&bytes[kept as usize..]));
+        }
+        Some(self)
     }
 
     /// The way through its bytes, if it is their turn to be hashed and nobody hashes.
     fn turn(&'a self) -> Option<Run<'a>> {
-        self.file.hasher.turn(self.offset, self.bytes, self.file)
+        self.file.hasher.turn(self.offset, self.data.bytes(), self.file)
+    }
+
+    /// The way through what is noted of the file, if it is its turn and nobody hashes.
+    fn left_over(&'a self) -> Option<Run<'a>> {
+        self.file.hasher.left_over((self.offset, self.data.bytes()), self.file)
     }
 }
 
 /// Writes to several files, which are hashed beside each other: two at a time take hardly longer than one
-/// ([`AtomicFile::write_at`]). What is prepared of `input` ([`InputHasher::prepare`]), of which the bytes were made, is hashed beside
-/// them as far as that goes; what is left of it is hashed by [`InputHasher::used`].
+/// ([`AtomicFile::write_at`]). `input` is what they were made of: it, and what is offered of its file, is hashed beside them as far as
+/// that goes; what is left of it is hashed by [`InputHasher::used`](crate::InputHasher::used).
 ///
 /// # Panics
 /// As [`AtomicFile::write_at`].
-pub fn write_together(extents: &[Extent<'_>], input: Option<&InputHasher<'_>>) -> Result<(), Error> {
+pub fn write_together(extents: &[Extent<'_>], input: Option<InputExtent<'_>>) -> Result<(), Error> {
     let extents: Vec<Extent<'_>> = extents.iter().filter_map(|extent| extent.missing()).collect();
     let turns: Vec<Option<Run<'_>>> = extents.iter().map(Extent::turn).collect();
     let hashed: Vec<bool> = turns.iter().map(Option::is_some).collect();
     // Before they are written, and without the turn at writing: meanwhile others write.
     hash_together(turns.into_iter().flatten().collect(), input)?;
-    for (Extent { file, offset, bytes }, hashed) in extents.iter().zip(hashed) {
-        file.put_or_leave(*offset, bytes, hashed, input)?;
+    // All are noted before the first is written, so that whoever hashes finds them beside each other.
+    for (Extent { file, offset, data }, _) in extents.iter().zip(&hashed).filter(|(_, hashed)| !**hashed) {
+        data.shared().into_iter().for_each(|bytes| file.hasher.note_bytes(*offset, bytes.clone()));
     }
-    Ok(())
+    for (Extent { file, offset, data }, hashed) in extents.iter().zip(hashed) {
+        file.put_or_leave(*offset, *data, hashed)?;
+    }
+    // What others noted while this thread hashed is left to it.
+    loop {
+        let left_over: Vec<Run<'_>> = extents.iter().filter_map(Extent::left_over).collect();
+        if left_over.is_empty() {
+            return Ok(());
+        }
+        hash_together(left_over, input)?;
+    }
 }
 
 impl Content for AtomicFile {
     fn read(&self, range: Range<u64>, mut room: Vec<u8>) -> Result<Bytes<'_>, Error> {
-        room.resize(READ_BACK_LEN.min((range.end - range.start) as usize), 0);
+        room.resize(READ_LEN.min((range.end - range.start) as usize), 0);
         self.file
             .read_exact_at(&mut room, range.start)
             .map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))?;

@@ -1,20 +1,29 @@
 //! The sequential hash of a file whose parts come in any order.
 
 use crate::pair::{Stream, update_both};
-use crate::{Error, InputHasher, Sha256};
+use crate::{Error, InputExtent, Sha256, SharedBytes};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Bytes of one file that are hashed before it is seen again which two have the most.
 const PIECE_LEN: usize = 32 << 10;
+
+/// Bytes that are read back at a time.
+pub(crate) const READ_LEN: usize = 256 << 10;
+
+/// Bytes behind what is hashed that are kept in memory for their turn. What lies further ahead is read back.
+const WAITING_LEN: u64 = 32 << 20;
 
 /// Hashes extents in file order while they arrive in any order. An extent whose turn it is is hashed at once; one that
 /// comes early is noted, and hashed when everything before it is: from its bytes where they are still in memory, else they
 /// are read back. Only one thread hashes at a time, and the others do not wait for it.
 pub(crate) struct ExtentHasher {
     front: Mutex<Front>,
+    // Where the front was when somebody last looked: it is nowhere before that.
+    hashed_to: AtomicU64,
     early: Mutex<Early>,
 }
 
@@ -29,28 +38,24 @@ struct Front {
 struct Early {
     // By their starts.
     extents: BTreeMap<u64, Noted>,
-    byte_len: u64,
     // Starts and ends of what is hashed only beside something else for now.
     offered: BTreeMap<u64, u64>,
 }
 
 struct Noted {
     end: u64,
-    // `None` where they can be read back.
-    bytes: Option<Arc<Vec<u8>>>,
+    // And how many of them come before. `None` where they are to be read back.
+    bytes: Option<(SharedBytes, usize)>,
 }
 
 impl Early {
-    fn add(&mut self, extent: Range<u64>, bytes: Option<Arc<Vec<u8>>>) {
-        self.byte_len += extent.end - extent.start;
+    fn add(&mut self, extent: Range<u64>, bytes: Option<(SharedBytes, usize)>) {
         self.extents.insert(extent.start, Noted { end: extent.end, bytes });
     }
 
     /// Takes away the extent that starts at `start`.
     fn remove(&mut self, start: u64) -> Option<Noted> {
-        let noted = self.extents.remove(&start)?;
-        self.byte_len -= noted.end - start;
-        Some(noted)
+        self.extents.remove(&start)
     }
 
     /// Whether the extent that starts at `start` is noted and may be hashed alone.
@@ -64,20 +69,12 @@ impl Early {
 pub(crate) trait Content {
     /// Bytes from the start of `range` on, at least one, of which all are there. `room` may hold them.
     fn read(&self, range: Range<u64>, room: Vec<u8>) -> Result<Bytes<'_>, Error>;
-
-    /// Whether anybody asks for the digest.
-    fn is_hashed(&self) -> bool {
-        true
-    }
-
-    /// Says that everything before `end` is hashed, one thread at a time.
-    fn hashed(&self, _end: u64) {}
 }
 
 /// Bytes to be hashed.
 pub(crate) enum Bytes<'a> {
     Borrowed(&'a [u8]),
-    Kept(Arc<Vec<u8>>),
+    Kept(SharedBytes, usize),
     Read(Vec<u8>),
 }
 
@@ -85,7 +82,7 @@ impl Bytes<'_> {
     fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Borrowed(bytes) => bytes,
-            Bytes::Kept(bytes) => bytes,
+            Bytes::Kept(bytes, before) => &bytes[*before..],
             Bytes::Read(bytes) => bytes,
         }
     }
@@ -124,21 +121,23 @@ impl<'a> Run<'a> {
             _ => Vec::new(),
         };
         let at = self.front.at;
+        let mine = self.mine.and_then(|(start, bytes)| bytes.get(at.checked_sub(start)? as usize..));
+        let mine = mine.filter(|bytes| !bytes.is_empty());
         if at == self.end {
             let mut early = self.extents.early();
             let noted = if self.offered || early.is_ready(at) { early.remove(at) } else { None };
             drop(early);
-            if let Some((_, bytes)) = self.mine.filter(|(start, _)| *start == at) {
-                self.end = at + bytes.len() as u64;
-                self.bytes = Bytes::Borrowed(bytes);
+            let end = noted.as_ref().map(|noted| noted.end).or(mine.map(|bytes| at + bytes.len() as u64));
+            let Some(end) = end else { return Ok(()) };
+            self.end = end;
+            if let Some((bytes, before)) = noted.and_then(|noted| noted.bytes) {
+                self.bytes = Bytes::Kept(bytes, before);
                 return Ok(());
             }
-            let Some(noted) = noted else { return Ok(()) };
-            self.end = noted.end;
-            if let Some(bytes) = noted.bytes {
-                self.bytes = Bytes::Kept(bytes);
-                return Ok(());
-            }
+        }
+        if let Some(bytes) = mine {
+            self.bytes = Bytes::Borrowed(&bytes[..bytes.len().min((self.end - at) as usize)]);
+            return Ok(());
         }
         self.bytes = self.content.read(at..self.end, room)?;
         Ok(())
@@ -151,9 +150,7 @@ impl<'a> Run<'a> {
     /// Hashes some of the bytes, alone.
     fn hash_alone(&mut self) {
         let len = self.rest().len().min(PIECE_LEN);
-        if self.content.is_hashed() {
-            self.front.stream.update(&self.bytes.as_slice()[self.done..][..len]);
-        }
+        self.front.stream.update(&self.bytes.as_slice()[self.done..][..len]);
         self.pass(len);
     }
 
@@ -169,14 +166,14 @@ impl<'a> Run<'a> {
     fn pass(&mut self, len: usize) {
         self.done += len;
         self.front.at += len as u64;
-        self.content.hashed(self.front.at);
+        self.extents.hashed_to.store(self.front.at, Ordering::Relaxed);
     }
 }
 
 /// Hashes everything whose turn has come in several files, two files at a time: always those that have the most bytes, so that
 /// hardly any are left to be hashed alone. As much of `beside` as can be is hashed with them.
-pub(crate) fn hash_together<'a>(mut runs: Vec<Run<'a>>, beside: Option<&'a InputHasher<'a>>) -> Result<(), Error> {
-    runs.extend(beside.and_then(InputHasher::run));
+pub(crate) fn hash_together<'a>(mut runs: Vec<Run<'a>>, beside: Option<InputExtent<'a>>) -> Result<(), Error> {
+    runs.extend(beside.and_then(InputExtent::run));
     loop {
         runs.iter_mut().try_for_each(Run::fill)?;
         runs.retain(|run| run.offered || !run.rest().is_empty());
@@ -196,7 +193,11 @@ impl Drop for Run<'_> {
     /// What is left of an extent is noted for its turn. Only an input is left within an extent, and can be read again.
     fn drop(&mut self) {
         if self.front.at < self.end {
-            self.extents.early().add(self.front.at..self.end, None);
+            let kept = match &self.bytes {
+                Bytes::Kept(bytes, before) => Some((bytes.clone(), before + self.done)),
+                Bytes::Borrowed(_) | Bytes::Read(_) => None,
+            };
+            self.extents.early().add(self.front.at..self.end, kept);
         }
     }
 }
@@ -207,45 +208,47 @@ impl ExtentHasher {
     }
 
     fn starting(front: Front) -> ExtentHasher {
-        ExtentHasher { front: Mutex::new(front), early: Mutex::default() }
+        ExtentHasher { hashed_to: AtomicU64::new(front.at), front: Mutex::new(front), early: Mutex::default() }
     }
 
-    /// Takes an extent whose bytes the caller has and that can be read from now on.
-    pub(crate) fn take(
-        &self,
-        start: u64,
-        bytes: &[u8],
-        content: &dyn Content,
-        beside: Option<&InputHasher<'_>>,
-    ) -> Result<(), Error> {
-        self.note(start..start + bytes.len() as u64);
-        self.advance_with(content, Some((start, bytes)), beside).map(drop)
+    /// Notes an extent that cannot be read back yet: its bytes are kept until it is hashed, or [`ExtentHasher::written`].
+    pub(crate) fn note_bytes(&self, start: u64, bytes: SharedBytes) {
+        self.early().add(start..start + bytes.len() as u64, Some((bytes, 0)));
     }
 
-    /// Takes an extent that cannot be read back yet: its bytes are kept until it is hashed, or [`ExtentHasher::written`].
-    pub(crate) fn take_bytes(
-        &self,
-        start: u64,
-        bytes: Arc<Vec<u8>>,
-        content: &dyn Content,
-        beside: Option<&InputHasher<'_>>,
-    ) -> Result<(), Error> {
-        self.early().add(start..start + bytes.len() as u64, Some(bytes));
-        self.advance(content, beside).map(drop)
+    /// Whether the bytes at an offset will soon be hashed.
+    fn is_near(&self, offset: u64) -> bool {
+        offset < self.hashed_to.load(Ordering::Relaxed) + WAITING_LEN
     }
 
-    /// The way through an extent that cannot be read back yet, and through what is noted behind it, if its turn has come and
-    /// nobody hashes.
+    /// The way through an extent and what is noted behind it, if its turn has come and nobody hashes.
     pub(crate) fn turn<'a>(&'a self, start: u64, bytes: &'a [u8], content: &'a dyn Content) -> Option<Run<'a>> {
-        let front = self.front.try_lock().ok().filter(|front| front.at == start)?;
+        self.run_from(|front| front.at == start, (start, bytes), content)
+    }
+
+    /// The way through what is noted, if the turn of something has come and nobody hashes. `mine` is where bytes begin that the
+    /// caller has, and these.
+    pub(crate) fn left_over<'a>(&'a self, mine: (u64, &'a [u8]), content: &'a dyn Content) -> Option<Run<'a>> {
+        self.run_from(|front| self.early().is_ready(front.at), mine, content)
+    }
+
+    fn run_from<'a>(
+        &'a self,
+        begins: impl Fn(&Front) -> bool,
+        mine: (u64, &'a [u8]),
+        content: &'a dyn Content,
+    ) -> Option<Run<'a>> {
+        let front = self.front.try_lock().ok().filter(|front| begins(front))?;
         let mut run = Run::new(self, content, front);
-        run.mine = Some((start, bytes));
+        run.mine = Some(mine);
         Some(run)
     }
 
     /// Says that the extent that starts at `start` can be read back from now on.
     pub(crate) fn written(&self, start: u64) {
-        if let Some(noted) = self.early().extents.get_mut(&start) {
+        if !self.is_near(start)
+            && let Some(noted) = self.early().extents.get_mut(&start)
+        {
             noted.bytes = None;
         }
     }
@@ -257,57 +260,50 @@ impl ExtentHasher {
         }
     }
 
-    /// The way through everything that is noted, offered or not, unless somebody hashes.
-    pub(crate) fn run<'a>(&'a self, content: &'a dyn Content) -> Option<Run<'a>> {
+    /// The way through everything that is noted, offered or not, unless somebody hashes. `mine` is where bytes begin that the
+    /// caller has, and these.
+    pub(crate) fn run<'a>(&'a self, mine: (u64, &'a [u8]), content: &'a dyn Content) -> Option<Run<'a>> {
         let mut run = Run::new(self, content, self.front.try_lock().ok()?);
+        run.mine = Some(mine);
         run.offered = true;
         Some(run)
     }
 
+    /// The way through a whole file.
+    pub(crate) fn whole<'a>(&'a self, byte_len: u64, content: &'a dyn Content) -> Run<'a> {
+        self.note(0..byte_len);
+        Run::new(self, content, self.front())
+    }
+
     /// Notes an extent that can be read back, to be hashed only beside another file until it is taken with
-    /// [`ExtentHasher::take_noted`].
-    pub(crate) fn offer(&self, extent: Range<u64>) {
+    /// [`ExtentHasher::take_noted`]. Until then its bytes are kept, where they are given.
+    pub(crate) fn offer(&self, extent: Range<u64>, bytes: Option<&SharedBytes>) {
         if extent.start < extent.end {
             let mut early = self.early();
             early.offered.insert(extent.start, extent.end);
-            early.add(extent, None);
+            early.add(extent, bytes.map(|bytes| (bytes.clone(), 0)));
         }
     }
 
-    /// Takes an extent that can be read back, whether it was offered or not. Returns how many bytes wait for their turn,
-    /// where some of this extent are among them.
-    pub(crate) fn take_noted(&self, extent: Range<u64>, content: &dyn Content) -> Result<Option<u64>, Error> {
+    /// Takes an extent that can be read back, whether it was offered or not. `mine` is where bytes begin that the caller has, and
+    /// these.
+    pub(crate) fn take_noted(
+        &self,
+        extent: Range<u64>,
+        mine: Option<(u64, &[u8])>,
+        content: &dyn Content,
+    ) -> Result<(), Error> {
         if self.early().offered.remove(&extent.start).is_none() {
             self.note(extent.clone());
         }
-        let hashed_to = self.advance(content, None)?;
-        Ok((hashed_to < extent.end).then(|| self.early().byte_len))
-    }
-
-    /// Hashes noted extents unless somebody does; returns how far the hash is, or 0 where somebody else hashes.
-    pub(crate) fn advance(&self, content: &dyn Content, beside: Option<&InputHasher<'_>>) -> Result<u64, Error> {
-        self.advance_with(content, None, beside)
-    }
-
-    fn advance_with(
-        &self,
-        content: &dyn Content,
-        mine: Option<(u64, &[u8])>,
-        beside: Option<&InputHasher<'_>>,
-    ) -> Result<u64, Error> {
-        let mut hashed_to = 0;
-        while let Ok(front) = self.front.try_lock() {
-            let mut run = Run::new(self, content, front);
-            run.mine = mine;
-            hash_together(vec![run], beside)?;
-            // Whoever noted the next extent while this thread held the front left it to this thread.
-            let Ok(front) = self.front.try_lock() else { break };
-            hashed_to = front.at;
-            if !self.early().is_ready(hashed_to) {
-                break;
-            }
+        // Whoever noted the next extent while this thread hashed left it to this thread.
+        while let Some(run) = self.left_over(mine.unwrap_or((0, &[])), content) {
+            hash_together(vec![run], None)?;
         }
-        Ok(hashed_to)
+        if !self.is_near(extent.start) {
+            self.early().extents.range_mut(extent).for_each(|(_, noted)| noted.bytes = None);
+        }
+        Ok(())
     }
 
     fn early(&self) -> MutexGuard<'_, Early> {

@@ -23,6 +23,7 @@
 //! - This crate knows no format.
 
 mod atomic;
+mod buffers;
 mod digest;
 mod error;
 mod hash;
@@ -35,10 +36,11 @@ mod read;
 mod space;
 mod stamp;
 
-pub use atomic::{AtomicDir, AtomicFile, Extent, write_atomic, write_together};
+pub use atomic::{AtomicDir, AtomicFile, Data, Extent, write_atomic, write_together};
+pub use buffers::{Buffer, Buffers, SharedBytes};
 pub use digest::{Hasher, ParseDigestError, Sha256, hash_file};
 pub use error::{Error, ErrorKind, Operation};
-pub use input::InputHasher;
+pub use input::{InputExtent, InputHasher, hash_files};
 pub use journal::Journal;
 pub use map::MappedFile;
 pub use read::{BoundedReader, ReadError, read_bounded, read_to_string_bounded};

@@ -2,13 +2,16 @@
 
 use crate::{Error, FileStamp, Operation};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// A file mapped read-only. Pages that are done with can be given back with [`MappedFile::release`], so that the
 /// resident size stays small however large the file is.
 pub struct MappedFile {
     path: PathBuf,
+    file: File,
     stamp: FileStamp,
     // An empty file cannot be mapped.
     map: Option<memmap2::Mmap>,
@@ -32,7 +35,7 @@ impl MappedFile {
             let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(Operation::Read, path, e))?;
             Some(map)
         };
-        Ok(MappedFile { path: path.to_owned(), stamp: FileStamp::of_metadata(&metadata), map })
+        Ok(MappedFile { path: path.to_owned(), file, stamp: FileStamp::of_metadata(&metadata), map })
     }
 
     /// What the file was when it was opened.
@@ -55,6 +58,18 @@ impl MappedFile {
         self.bytes().len() as u64
     }
 
+    /// Reads the bytes from `start` on into a buffer: for bytes that are needed once, cheaper than mapping their pages.
+    ///
+    /// # Errors
+    /// When the system cannot read them, or the file has become shorter.
+    pub fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(bytes, start).map_err(|e| {
+            let shorter = || io::Error::new(e.kind(), "the file has become shorter since it was opened");
+            let e = if e.kind() == io::ErrorKind::UnexpectedEof { shorter() } else { e };
+            Error::io(Operation::Read, &self.path, e)
+        })
+    }
+
     /// Maps the pages of `range` at once, which costs less than a fault for each. A range outside the file does nothing.
     pub fn prepare(&self, range: Range<usize>) {
         let Some(map) = &self.map else { return };
@@ -64,13 +79,13 @@ impl MappedFile {
         }
     }
 
-    /// Tells the system that the pages wholly inside `range` are not needed for now. Their content stays readable: it
-    /// comes from the page cache or the disk again. A range outside the file does nothing.
+    /// Tells the system that the pages that hold `range` are not needed for now. Their content stays readable: it comes
+    /// from the page cache or the disk again. A range outside the file does nothing.
     pub fn release(&self, range: Range<usize>) {
         const PAGE: usize = 4096;
         let Some(map) = &self.map else { return };
-        let start = range.start.next_multiple_of(PAGE);
-        let end = if range.end >= map.len() { map.len() } else { range.end / PAGE * PAGE };
+        let start = range.start / PAGE * PAGE;
+        let end = range.end.min(map.len()).next_multiple_of(PAGE).min(map.len());
         if start < end {
             // SAFETY: MADV_DONTNEED on a read-only, file-backed, never written map only drops page-table entries; the
             // next access faults the same file content in again, so no reference into the map changes value.

@@ -3,6 +3,7 @@
 //! The system locks a file while a thread writes to it, and a second thread spins or sleeps meanwhile. Here it leaves its bytes
 //! to the first and goes on computing.
 
+use crate::SharedBytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -22,7 +23,7 @@ pub(crate) struct WriteQueue {
 
 #[derive(Default)]
 struct Waiting {
-    extents: VecDeque<(u64, Arc<Vec<u8>>)>,
+    extents: VecDeque<(u64, SharedBytes)>,
     byte_len: usize,
     spare: Vec<Vec<u8>>,
 }
@@ -56,7 +57,7 @@ impl WriteQueue {
     }
 
     /// A copy of `bytes` for [`WriteQueue::push`].
-    pub(crate) fn copy(&self, bytes: &[u8]) -> Arc<Vec<u8>> {
+    pub(crate) fn copy(&self, bytes: &[u8]) -> SharedBytes {
         let mut copy = self.waiting().spare.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(bytes);
@@ -64,19 +65,19 @@ impl WriteQueue {
     }
 
     /// Leaves bytes to be written at `offset`.
-    pub(crate) fn push(&self, offset: u64, bytes: Arc<Vec<u8>>) {
+    pub(crate) fn push(&self, offset: u64, bytes: SharedBytes) {
         let mut waiting = self.waiting();
         waiting.byte_len += bytes.len();
         waiting.extents.push_back((offset, bytes));
     }
 
     /// The bytes that have waited longest, and where they go.
-    pub(crate) fn pop(&self) -> Option<(u64, Arc<Vec<u8>>)> {
+    pub(crate) fn pop(&self) -> Option<(u64, SharedBytes)> {
         self.waiting().extents.pop_front()
     }
 
     /// Says that bytes are written.
-    pub(crate) fn give_back(&self, bytes: Arc<Vec<u8>>) {
+    pub(crate) fn give_back(&self, bytes: SharedBytes) {
         let mut waiting = self.waiting();
         waiting.byte_len -= bytes.len();
         if let Ok(buffer) = Arc::try_unwrap(bytes)

@@ -44,7 +44,7 @@ pub use combine::Combine;
 pub use config::{AdapterConfig, Method};
 pub use error::{Error, Misfit, Unmatched};
 pub use matrix::AdapterTensor;
-pub use merge::{MergeRoom, Rows};
+pub use merge::{BaseBytes, MergeRoom, Rows};
 pub use names::embedding;
 pub use overlay::{Overlay, OverlayOptions};
 pub use round::{NotFinite, round_scaled, round_to};

@@ -10,6 +10,7 @@ use crate::tally::RowSums;
 use crate::target::{Axis, Form, Part, Rect, Target};
 use crate::{Adapter, ChangeTally, Combine, Error, Overlay, round_scaled, round_to};
 use narrow::LowRank;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Rows of a tensor that are computed at a time when the norms of its columns are taken.
@@ -39,11 +40,35 @@ pub struct Rows<'a> {
     pub row_len: u64,
 }
 
+/// The bytes of a base tensor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BaseBytes<'a> {
+    whole: &'a [u8],
+    read: (usize, &'a [u8]),
+}
+
+impl<'a> BaseBytes<'a> {
+    /// All of them, in a map: only what is needed is read. Empty for a target without a base.
+    pub fn new(whole: &'a [u8]) -> BaseBytes<'a> {
+        BaseBytes { whole, read: (0, &[]) }
+    }
+
+    /// The same where a part, which begins at `start`, was read already.
+    pub fn with_part(self, start: usize, part: &'a [u8]) -> BaseBytes<'a> {
+        BaseBytes { read: (start, part), ..self }
+    }
+
+    fn get(&self, range: Range<usize>) -> &'a [u8] {
+        let (start, part) = self.read;
+        let in_part = range.start.checked_sub(start).and_then(|at| part.get(at..at + range.len()));
+        in_part.unwrap_or_else(|| &self.whole[range])
+    }
+}
+
 impl Overlay {
     /// Writes the merged rows of one of [`Overlay::targets`] to `out`, in its dtype, little-endian, one after another.
     ///
-    /// `base` are the bytes of the whole base tensor, of which only what is needed is read; empty for a target without
-    /// one. `tally` is told how far the rows are from the base's. `out` has `numbers.len() * row_len * byte_size` bytes.
+    /// `tally` is told how far the rows are from the base's. `out` has `numbers.len() * row_len * byte_size` bytes.
     ///
     /// # Errors
     /// [`Error::NotFinite`] with row and column of the first merged value that is NaN or infinite.
@@ -51,7 +76,7 @@ impl Overlay {
         &self,
         target: usize,
         rows: Rows<'_>,
-        base: &[u8],
+        base: BaseBytes<'_>,
         room: &mut MergeRoom,
         tally: Option<&ChangeTally>,
         out: &mut [u8],
@@ -103,7 +128,7 @@ struct Merge<'a> {
     overlay: &'a Overlay,
     index: usize,
     target: &'a Target,
-    base: &'a [u8],
+    base: BaseBytes<'a>,
 }
 
 impl Merge<'_> {
@@ -349,14 +374,14 @@ impl Merge<'_> {
     /// Whether the checkpoint has values of the same shape to compare with.
     fn has_base_values(&self) -> bool {
         let elements = self.target.shape.element_count().unwrap_or(0);
-        self.base.len() as u64 == elements * self.target.dtype.byte_size()
+        self.base.whole.len() as u64 == elements * self.target.dtype.byte_size()
     }
 
     /// A row of the base tensor.
     fn checkpoint_row(&self, row: u64, out: &mut [f64]) {
         let row_byte_len = out.len() * self.target.dtype.byte_size() as usize;
         let start = row as usize * row_byte_len;
-        to_f64(self.target.dtype, &self.base[start..start + row_byte_len], out);
+        to_f64(self.target.dtype, self.base.get(start..start + row_byte_len), out);
         if let Some(scales) = &self.target.scales {
             out.iter_mut().zip(0..).for_each(|(value, col)| *value *= scales.at(row, col));
         }

@@ -1,7 +1,7 @@
 //! The identity of a directory: the root digest of OpenSSF Model Signing v1.0.
 
 use crate::{Error, json};
-use mlpack_fs::{Operation, Sha256, hash_file};
+use mlpack_fs::{Operation, Sha256, hash_files};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -59,10 +59,13 @@ pub(crate) struct ListedFile {
 
 /// Hashes the regular files of a directory, by name.
 pub(crate) fn hash_tree(dir: &Path) -> Result<Vec<(String, Sha256)>, Error> {
-    list_tree(dir, &IGNORED.map(str::to_owned))?
-        .into_iter()
-        .map(|file| Ok((file.name, hash_file(&file.path)?.0)))
-        .collect()
+    hash_listed(list_tree(dir, &IGNORED.map(str::to_owned))?)
+}
+
+/// Hashes files, in their order.
+pub(crate) fn hash_listed(files: Vec<ListedFile>) -> Result<Vec<(String, Sha256)>, Error> {
+    let (names, paths): (Vec<String>, Vec<PathBuf>) = files.into_iter().map(|file| (file.name, file.path)).unzip();
+    Ok(names.into_iter().zip(hash_files(&paths)?).collect())
 }
 
 /// The regular files of a directory in the order of their names, without `ignored`: relative paths of files and

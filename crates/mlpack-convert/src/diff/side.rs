@@ -93,7 +93,8 @@ impl<'a> Side<'a> {
             Input::Tensors(gather) => {
                 let reader = Reader::new(self.source, gather, row_len, false, None);
                 let stored = reader.stored();
-                decode(tensor, stored, reader.read(rows, room)?, floats)?;
+                let bytes = reader.read(rows, room)?.unwrap_or(&room.gathered);
+                decode(tensor, stored, bytes, floats)?;
                 apply(gather.values, stored.dtype(), floats);
                 Ok(())
             }

@@ -95,7 +95,7 @@ impl<'m> LowRank<'m> {
         let per_row = rows.iter().zip(left.chunks_exact(rank)).zip(product.values::<f32>().chunks_exact(cols));
         let mut doubtful = Vec::new();
         for (((row, left), product), out) in per_row.zip(out.chunks_exact_mut(cols * 2)) {
-            let base = &self.merge.base[*row as usize * cols * 2..(*row as usize + 1) * cols * 2];
+            let base = self.merge.base.get(*row as usize * cols * 2..(*row as usize + 1) * cols * 2);
             let norm = left.iter().map(|l| l * l).sum::<f64>().sqrt();
             let spread = self.factor.abs() * norm * (rank + 8) as f64 * ROUNDOFF;
             let (factor, spread) = (self.factor as f32, spread as f32);

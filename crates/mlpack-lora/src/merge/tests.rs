@@ -85,7 +85,9 @@ impl Laid {
         let size = self.overlay.targets()[target].dtype.byte_size();
         let mut out = vec![0; numbers.len() * (row_len * size) as usize];
         let (rows, mut room) = (Rows { numbers, row_len }, MergeRoom::default());
-        self.overlay.merge_rows(target, rows, self.base_bytes(target), &mut room, None, &mut out).unwrap();
+        self.overlay
+            .merge_rows(target, rows, BaseBytes::new(self.base_bytes(target)), &mut room, None, &mut out)
+            .unwrap();
         out
     }
 
@@ -332,13 +334,13 @@ fn sums_in_float32_are_the_float64_ones_rounded() {
     for name in ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
         let index = laid.target(name);
         let target = &laid.overlay.targets()[index];
-        let merge = Merge { overlay: &laid.overlay, index, target, base: laid.base_bytes(index) };
+        let merge = Merge { overlay: &laid.overlay, index, target, base: BaseBytes::new(laid.base_bytes(index)) };
         assert!(LowRank::of(&merge).is_some(), "this is the case that is summed in float32");
         let (numbers, row_len): (Vec<u64>, u64) = ((0..target.matrix_dims().0).collect(), target.shape.row_len());
         let merged = |base: &[u8], tally: Option<&ChangeTally>| {
             let mut out = vec![0; base.len()];
             let (rows, mut room) = (Rows { numbers: &numbers, row_len }, MergeRoom::default());
-            laid.overlay.merge_rows(index, rows, base, &mut room, tally, &mut out).map(|()| out)
+            laid.overlay.merge_rows(index, rows, BaseBytes::new(base), &mut room, tally, &mut out).map(|()| out)
         };
         // What is asked for changes is summed in float64.
         let tally = ChangeTally::new(&laid.overlay);

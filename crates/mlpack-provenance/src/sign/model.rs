@@ -9,7 +9,7 @@
 
 use super::bundle::{Bundle, HintStyle};
 use super::key::{KeyAlgorithm, PrivateKey, PublicKey};
-use crate::tree::{GIT_FILES, IGNORED, list_tree};
+use crate::tree::{GIT_FILES, IGNORED, hash_listed, list_tree};
 use crate::{Error, json};
 use mlpack_fs::{MappedFile, Sha256, hash_file, read_bounded};
 use mlpack_tensor::{Escaped, join_limited};
@@ -107,10 +107,7 @@ fn statement(model: &Path, signature: &Path) -> Result<Vec<u8>, Error> {
         let ignored = ignored_for_signing(model, signature);
         let listed = list_tree(model, &ignored)?;
         let allow_symlinks = listed.iter().any(|file| file.is_link);
-        let files = listed
-            .into_iter()
-            .map(|file| Ok((file.name, hash_file(&file.path)?.0)))
-            .collect::<Result<Vec<_>, Error>>()?;
+        let files = hash_listed(listed)?;
         let serialization = json!({
             "method": "files", "hash_type": "sha256", "allow_symlinks": allow_symlinks, "ignore_paths": ignored,
         });
