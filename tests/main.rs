@@ -5,6 +5,7 @@
 //! | `cli_adapters` | kinds of adapters, several of them, reports, shards, and adapters that are refused |
 //! | `cli_convert` | outputs equal the goldens of llama.cpp; several variants, adapters, names |
 //! | `cli_quantize` | every golden of llama-quantize, with each option that has one; split files |
+//! | `cli_device` | `--device` in a build for the CPU alone |
 //! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
 //! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
 //! | `cli_onnx` | graphs: recorded bytes, adapters, limits, and what is refused |
@@ -24,6 +25,7 @@
 mod cli_adapters;
 mod cli_attached;
 mod cli_convert;
+mod cli_device;
 mod cli_diff;
 mod cli_errors;
 mod cli_merge;

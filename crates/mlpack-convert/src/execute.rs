@@ -4,6 +4,7 @@
 //! writes go through the files from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
 use crate::gather::{MERGED_BYTES, share};
+use crate::offload::{self, Offload, OnDevice};
 use crate::resume::Resume;
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, Stored, TensorError, TooFar};
@@ -15,7 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What a run may use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Resources {
     /// Bytes for slabs of all workers together.
     pub memory: u64,
@@ -23,11 +24,13 @@ pub struct Resources {
     pub threads: usize,
     /// Whether inputs are hashed whose digest the plan knows.
     pub rehash: bool,
+    /// A GPU that slabs may go to.
+    pub device: Option<OnDevice>,
 }
 
 impl Default for Resources {
     fn default() -> Resources {
-        Resources { memory: 256 << 20, threads: 0, rehash: false }
+        Resources { memory: 256 << 20, threads: 0, rehash: false, device: None }
     }
 }
 
@@ -55,11 +58,15 @@ pub struct Done {
     pub changes: Vec<TensorChange>,
     /// Bytes of the outputs that an interrupted run had left.
     pub kept: u64,
+    /// Slabs that a GPU did.
+    pub on_device: u64,
+    /// What a person should know about how it went.
+    pub warnings: Vec<String>,
 }
 
 /// Elements of a slab, if a row is not longer and the budget allows it: large enough that a task is worth its overhead,
 /// small enough that a slab stays in the caches.
-const SLAB_ELEMENTS: u64 = 1 << 17;
+pub(crate) const SLAB_ELEMENTS: u64 = 1 << 17;
 
 /// Bytes that a slab needs for each element on its way, at most: what adapters change in float64, and where several are
 /// combined the values and changes of a slab too; float32, merged and gathered bytes, and float32 decoded again.
@@ -99,19 +106,33 @@ pub(crate) fn execute_from(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
-    let (slabs, workers) = cut(source, plan, resources.memory, threads)?;
+    let offload = resources.device_for(plan).map(Offload::new);
+    let elements = if offload.is_some() { offload::SLAB_ELEMENTS } else { SLAB_ELEMENTS };
+    let (slabs, workers) = cut(source, plan, resources.memory, threads, elements)?;
     let files = create(plan, dir, resume)?;
     let hashers = hashers(source, plan, resources.rehash)?;
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
     let tally = source.overlay().filter(|_| plan.measures_changes).map(ChangeTally::new);
     let (fidelity_sums, tally_sums) = (fidelity.as_ref(), tally.as_ref());
-    let work =
-        Work { source, plan, files: &files, hashers: &hashers, fidelity: fidelity_sums, tally: tally_sums, resume };
+    let work = Work {
+        source,
+        plan,
+        files: &files,
+        hashers: &hashers,
+        fidelity: fidelity_sums,
+        tally: tally_sums,
+        resume,
+        offload: offload.as_ref(),
+    };
     run(&work, &slabs, workers, progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
     let changes = tally.map(|tally| tally.finish()).unwrap_or_default();
-    seal(source, files, hashers, fidelity, changes, resume)
+    let mut done = seal(source, files, hashers, fidelity, changes, resume)?;
+    if let Some(offload) = offload {
+        (done.on_device, done.warnings) = offload.finish(slabs.len());
+    }
+    Ok(done)
 }
 
 /// The error of every tensor, if all of them are within the plan's limits.
@@ -174,8 +195,14 @@ fn turns(source: &Source, plan: &Plan) -> Vec<usize> {
     order
 }
 
-/// Cuts the steps into slabs, in the order of work, and counts the workers that the budget allows.
-pub(crate) fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> Result<(Vec<Slab>, usize), Error> {
+/// Cuts the steps into slabs of so many elements, in the order of work, and counts the workers that the budget allows.
+pub(crate) fn cut(
+    source: &Source,
+    plan: &Plan,
+    memory: u64,
+    threads: usize,
+    elements: u64,
+) -> Result<(Vec<Slab>, usize), Error> {
     let mut slabs = Vec::new();
     let mut largest = 0;
     for i in turns(source, plan) {
@@ -197,7 +224,7 @@ pub(crate) fn cut(source: &Source, plan: &Plan, memory: u64, threads: usize) -> 
         let budget = memory / threads.max(1) as u64;
         let by_budget = budget.saturating_sub(fixed) / per_row.max(1);
         // Every slab of merged columns costs the merging of all rows.
-        let by_size = if merges_columns(source, step) { step.rows } else { SLAB_ELEMENTS / step.row_len.max(1) };
+        let by_size = if merges_columns(source, step) { step.rows } else { elements / step.row_len.max(1) };
         let rows = (by_budget.min(by_size) / group * group).max(group);
         largest = largest.max(fixed + rows * per_row);
         let mut start = 0;
@@ -380,5 +407,5 @@ fn seal(
         let (path, byte_len) = (file.path().to_owned(), file.byte_len());
         outputs.push(SealedFile { path, sha256: file.seal()?, byte_len });
     }
-    Ok(Done { outputs, inputs, fidelity, changes, kept })
+    Ok(Done { outputs, inputs, fidelity, changes, kept, on_device: 0, warnings: Vec::new() })
 }

@@ -1,8 +1,10 @@
 //! Reading rows of a step: from the places that its view says, with the adapters' deltas added.
 
+use crate::offload::KeyedDelta;
 use crate::packed::{MXFP4_BYTES, Scaled, append_mxfp4};
 use crate::{Error, Gather, Source, SourceTensor, Stored};
 use mlpack_arch::{Packing, ValueChange};
+use mlpack_device::MAX_DELTAS;
 use mlpack_lora::{ChangeTally, MergeRoom, Rows};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
@@ -98,6 +100,45 @@ impl<'a> Reader<'a> {
             _ => tensor.shape.row_len().max(1),
         };
         (&tensor.name, within / row_len, within % row_len)
+    }
+
+    /// Whether adapters change any of the tensors.
+    pub fn is_changed(&self) -> bool {
+        self.gather.positions.iter().any(|position| self.source.tensors()[*position].target.is_some())
+    }
+
+    /// The bytes of rows in their order, before adapters change them, where they are whole pieces as the source stores them.
+    pub fn source_pieces(&self, rows: &Range<u64>, pieces: &mut Vec<u64>) -> Option<Vec<&'a [u8]>> {
+        self.pieces(rows, pieces)?;
+        Some(self.runs(pieces).map(|(index, run)| self.bytes(index, &run)).collect())
+    }
+
+    /// The low-rank differences that are added to rows, and the numbers of those rows, where that is all that adapters do to
+    /// the one tensor that is read.
+    pub fn low_rank(&self, rows: &Range<u64>, numbers: &mut Vec<u64>) -> Option<Vec<KeyedDelta<'a>>> {
+        let [position] = self.gather.positions[..] else { return None };
+        let tensor = &self.source.tensors()[position];
+        let (overlay, target) = self.source.overlay().zip(tensor.target)?;
+        let deltas = overlay.low_rank(target, self.source.bytes(tensor).len() as u64)?;
+        if deltas.is_empty()
+            || deltas.len() > MAX_DELTAS
+            || deltas[0].cols() != self.gather.view.piece_len()
+            || deltas[0].cols() != self.row_len
+        {
+            return None;
+        }
+        self.pieces(rows, numbers)?;
+        Some(deltas.into_iter().enumerate().map(|(i, delta)| (target, i, delta)).collect())
+    }
+
+    /// The numbers of the pieces that rows are made of, where they are not packed and not columns.
+    fn pieces(&self, rows: &Range<u64>, pieces: &mut Vec<u64>) -> Option<()> {
+        let view = &self.gather.view;
+        let plain = matches!(self.gather.packing, Packing::None) && view.as_transposed().is_none();
+        let per_row = self.row_len.checked_div(view.piece_len()).filter(|n| plain && *n > 0)?;
+        pieces.clear();
+        pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
+        Some(())
     }
 
     /// The rows, as the source stores them, where they are used as they lie in the window or the map; else `None`, and they are

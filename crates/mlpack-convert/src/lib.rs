@@ -40,6 +40,7 @@ mod importance;
 mod lora_plan;
 mod merge_plan;
 mod mixture;
+mod offload;
 mod onnx_layout;
 mod onnx_plan;
 mod options;
@@ -64,6 +65,7 @@ pub use lora_plan::{LoraRequest, plan_lora};
 pub use merge_plan::{MergePlan, MergeRequest, merge, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
+pub use offload::OnDevice;
 pub use onnx_layout::Layout;
 pub use onnx_plan::{
     BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, convert_onnx, f16_overflows, plan_onnx,

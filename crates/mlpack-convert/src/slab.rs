@@ -2,6 +2,7 @@
 
 use crate::execute::column_block;
 use crate::gather::{Reader, Room, Window, share};
+use crate::offload::{self, Offload};
 use crate::resume::Resume;
 use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
@@ -35,6 +36,7 @@ pub(crate) struct Scratch {
     /// What is read and what is written.
     buffers: Buffers,
     encoding: Encoding,
+    offload: offload::Room,
 }
 
 /// Room for the encoding of one target beside its bytes.
@@ -60,6 +62,8 @@ pub(crate) struct Work<'a> {
     pub tally: Option<&'a ChangeTally>,
     /// What an interrupted run left, where that is looked for.
     pub resume: Option<&'a Resume>,
+    /// A GPU, where slabs may go to one.
+    pub offload: Option<&'a Offload>,
 }
 
 /// Values on their way to the targets of a step.
@@ -76,7 +80,7 @@ impl Work<'_> {
     /// Does one slab; every write is at a place that the plan fixed. Returns how many bytes of the source that accounts for.
     pub(crate) fn run(&self, slab: &Slab, scratch: &mut Scratch) -> Result<u64, Error> {
         let step = &self.plan.steps[slab.step];
-        let Scratch { room, floats, buffers, encoding } = scratch;
+        let Scratch { room, floats, buffers, encoding, offload } = scratch;
         let gather = match &step.input {
             Input::Computed(values) => {
                 let range = (slab.rows.start * step.row_len) as usize..(slab.rows.end * step.row_len) as usize;
@@ -122,19 +126,23 @@ impl Work<'_> {
                 None
             }
         };
-        room.gathered = buffers.take(0).into_vec();
-        let found = reader.read(&slab.rows, room)?;
-        let made = SharedBytes::new(std::mem::take(&mut room.gathered));
-        let bytes = found.unwrap_or(&made);
-        let mut encoded = self.rooms(slab, buffers, |i| !self.is_as_is(step, i, &reader));
-        self.encode_tensor(slab, &reader, bytes, floats, &mut encoded, encoding)?;
-        let as_is = match (found, copied) {
-            (None, _) => Data::Shared(&made),
-            (Some(bytes), Some(copy)) if bytes.as_ptr_range() == copy.as_ptr_range() => Data::Shared(copy),
-            (Some(bytes), _) => Data::Borrowed(bytes),
-        };
-        self.write(slab, Some(as_is), encoded, buffers, at_hand.first())?;
-        buffers.give_back(made);
+        if let Some(encoded) = self.offload(slab, &reader, room, offload, buffers)? {
+            self.write(slab, None, encoded, buffers, at_hand.first())?;
+        } else {
+            room.gathered = buffers.take(0).into_vec();
+            let found = reader.read(&slab.rows, room)?;
+            let made = SharedBytes::new(std::mem::take(&mut room.gathered));
+            let bytes = found.unwrap_or(&made);
+            let mut encoded = self.rooms(slab, buffers, |i| !self.is_as_is(step, i, &reader));
+            self.encode_tensor(slab, &reader, bytes, floats, &mut encoded, encoding)?;
+            let as_is = match (found, copied) {
+                (None, _) => Data::Shared(&made),
+                (Some(bytes), Some(copy)) if bytes.as_ptr_range() == copy.as_ptr_range() => Data::Shared(copy),
+                (Some(bytes), _) => Data::Borrowed(bytes),
+            };
+            self.write(slab, Some(as_is), encoded, buffers, at_hand.first())?;
+            buffers.give_back(made);
+        }
         for ((file, range), Window { bytes, .. }) in shares.iter().zip(at_hand) {
             self.hashers[*file].used(range.clone(), Some(bytes))?;
             maps[*file].release(range.start as usize..range.end as usize);
@@ -152,7 +160,12 @@ impl Work<'_> {
     }
 
     /// Rooms for what is encoded for those targets that are asked for.
-    fn rooms(&self, slab: &Slab, buffers: &mut Buffers, encodes: impl Fn(usize) -> bool) -> Vec<(usize, Buffer)> {
+    pub(crate) fn rooms(
+        &self,
+        slab: &Slab,
+        buffers: &mut Buffers,
+        encodes: impl Fn(usize) -> bool,
+    ) -> Vec<(usize, Buffer)> {
         let step = &self.plan.steps[slab.step];
         let targets = (0..step.targets.len()).filter(|i| encodes(*i));
         targets.map(|i| (i, buffers.take(self.span(step, i, &slab.rows)))).collect()
@@ -416,7 +429,7 @@ impl Work<'_> {
     }
 
     /// Bytes of so many rows of a target: rows of a tensor all have the same length, but where several are one in the output.
-    fn byte_len(&self, step: &Step, target: usize, rows: u64) -> u64 {
+    pub(crate) fn byte_len(&self, step: &Step, target: usize, rows: u64) -> u64 {
         let place = step.targets[target];
         let tensor = &self.plan.outputs[place.output].tensors[place.tensor];
         if let Stored::ColumnBlocks(b, part) = tensor.stored {

@@ -1,7 +1,7 @@
 //! The extremes of each row of tensors, with what adapters change: what has to be known of a whole matrix before its first
 //! row is encoded. It is a read of its own.
 
-use crate::execute::{cut, each};
+use crate::execute::{SLAB_ELEMENTS, cut, each};
 use crate::gather::{Reader, share};
 use crate::slab::{Scratch, apply};
 use crate::{Error, Input, Plan, Resources, Source, Step, Stored};
@@ -28,7 +28,7 @@ pub(crate) fn survey(
         plan.steps.push(step);
     }
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
-    let (slabs, workers) = cut(source, &plan, resources.memory, threads)?;
+    let (slabs, workers) = cut(source, &plan, resources.memory, threads, SLAB_ELEMENTS)?;
     let files = source.files();
     let unknown = Extremes { min: f32::MAX, max: f32::MIN };
     let found: Vec<Mutex<Vec<Extremes>>> =

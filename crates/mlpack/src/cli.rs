@@ -134,6 +134,17 @@ pub struct ResourceArgs {
     pub rehash: bool,
 }
 
+/// Where the work is done.
+#[derive(Debug, Default, Args)]
+pub struct DeviceArgs {
+    /// Device that merges and encodes: auto, cpu, cuda, cuda:N or metal; the bytes are the same [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Memory of a GPU that may be used, such as 8GB [default: most of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<String>,
+}
+
 /// `mlpack release`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mlpack release\n  mlpack release fixtures/legal-qa/mlpack.toml -o out")]
@@ -146,6 +157,8 @@ pub struct ReleaseArgs {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub resources: ResourceArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// `mlpack merge`
@@ -165,6 +178,8 @@ pub struct MergeArgs {
     pub max_shard_size: Option<String>,
     #[command(flatten)]
     pub resources: ResourceArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// The format to convert to.
@@ -303,6 +318,8 @@ pub struct ConvertArgs {
     #[command(flatten)]
     pub resources: ResourceArgs,
     #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
     pub quantizer: QuantizerArgs,
 }
 
@@ -331,6 +348,8 @@ pub struct QuantizeArgs {
     pub embed_provenance: bool,
     #[command(flatten)]
     pub resources: ResourceArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     #[command(flatten)]
     pub quantizer: QuantizerArgs,
     #[command(flatten)]

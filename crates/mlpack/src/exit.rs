@@ -55,6 +55,7 @@ macro_rules! first_library_error {
                 .or_else(|| cause.downcast_ref::<mlpack_oci::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_arch::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_gguf::Error>().map(|$e| $answer))
+                .or_else(|| cause.downcast_ref::<mlpack_device::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_fs::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<crate::commands::ConfigError>().map(|$e| $answer))
         })

@@ -1,15 +1,17 @@
 //! From what was typed to what the libraries take.
 
 use crate::cli::{
-    MergingArgs, OnnxArgs, OnnxProfile, OnnxScheme, QuantizerArgs, RequantizerArgs, ResourceArgs, SourceArgs,
-    TargetArgs,
+    DeviceArgs, MergingArgs, OnnxArgs, OnnxProfile, OnnxScheme, QuantizerArgs, RequantizerArgs, ResourceArgs,
+    SourceArgs, TargetArgs,
 };
+use crate::show::Show;
 use anyhow::{Context as _, bail};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    BlockOptions, Combine, FileType, Imatrix, Importance, Layout, Limits, OnnxRequest, OverlayOptions, Precision,
-    QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
+    BlockOptions, Combine, FileType, Imatrix, Importance, Layout, Limits, OnDevice, OnnxRequest, OverlayOptions,
+    Precision, QuantizeOptions, Resources, Split, TensorType, parse_override, parse_type,
 };
+use mlpack_device::{Choice, Device};
 use mlpack_fs::read_to_string_bounded;
 use mlpack_onnx::{FixedDims, Profile, Scheme};
 use mlpack_tensor::{Escaped, GgmlType};
@@ -85,7 +87,37 @@ pub fn size(text: &str) -> anyhow::Result<u64> {
 }
 
 pub fn resources(args: &ResourceArgs) -> anyhow::Result<Resources> {
-    Ok(Resources { memory: size(&args.memory)?, threads: args.threads, rehash: args.rehash })
+    Ok(Resources { memory: size(&args.memory)?, threads: args.threads, rehash: args.rehash, device: None })
+}
+
+/// The same with the device that was asked for, opened. `auto` without one is the CPU, and says why where it was asked for.
+pub fn resources_on(args: &ResourceArgs, on: &DeviceArgs, out: &Show) -> anyhow::Result<Resources> {
+    let mut resources = resources(args)?;
+    let memory = on.device_memory.as_deref().map(size).transpose()?;
+    let choice = on.device.as_deref().map(Choice::parse).transpose()?;
+    let lanes =
+        if args.threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { args.threads };
+    let open = |index| Device::open(index, mlpack_device::Limits { memory, lanes });
+    let opened = match choice.unwrap_or_default() {
+        Choice::Cpu if memory.is_some() => {
+            bail!("--device-memory is for a GPU\n  expected: --device cuda[:N], or none\n  found:    --device cpu")
+        }
+        Choice::Cpu => None,
+        Choice::Metal => return Err(mlpack_device::Error::NotBuilt { kind: ("Metal", "metal") }.into()),
+        Choice::Cuda(index) => Some((open(index)?, false)),
+        Choice::Auto => match open(0) {
+            Ok(device) => Some((device, true)),
+            Err(error) => {
+                if choice.is_some() || Device::IS_BUILT {
+                    let reason = error.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ");
+                    out.step(&format!("device: the CPU ({reason})"));
+                }
+                None
+            }
+        },
+    };
+    resources.device = opened.map(|(device, if_worth)| OnDevice { device: Arc::new(device), if_worth });
+    Ok(resources)
 }
 
 /// Refuses a base model where there is no adapter to convert for itself.

@@ -3,7 +3,8 @@
 use crate::exit;
 use anstream::{eprintln, print};
 use indicatif::{ProgressBar, ProgressStyle};
-use mlpack_convert::SealedFile;
+use mlpack_convert::{OnDevice, Plan, Resources, SealedFile};
+use mlpack_tensor::Escaped;
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 use std::io::IsTerminal as _;
@@ -41,6 +42,18 @@ impl Show {
     pub fn warnings(&self, warnings: &[String]) {
         for warning in warnings {
             eprintln!("{} {warning}", "warning:".yellow().bold());
+        }
+    }
+
+    /// Says where the work is done, where there is a choice.
+    pub fn device(&self, resources: &Resources, plan: &Plan) {
+        let Some(OnDevice { device, .. }) = &resources.device else { return };
+        match resources.device_for(plan) {
+            Some(device) => self.step(&format!("device: {}", Escaped(device.name()))),
+            None => self.step(&format!(
+                "device: the CPU (too little is searched for the way to {} to be worth it)",
+                Escaped(device.name())
+            )),
         }
     }
 

@@ -30,7 +30,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     inputs::no_base(&args.target)?;
     let adapters = inputs::adapters(&args.source)?;
     let variants = inputs::variants(&args.target.quant)?;
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let name = inputs::output_name(&args.target, &args.source, &adapters)?;
     let families = inputs::families(&args.target.arch_file)?;
     let mut quantizer = Quantizer::new(&args.quantizer, Path::new(""))?;
@@ -64,7 +64,7 @@ fn convert_lora(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let variants =
         if args.target.quant.is_empty() { vec![FileType::F32] } else { inputs::variants(&args.target.quant)? };
     let name = inputs::output_name(&args.target, &args.source, &[])?;
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let families = inputs::families(&args.target.arch_file)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let runs = lineage::runs(&[(dir.clone(), 1.0)], run.as_ref(), None)?;
@@ -92,9 +92,11 @@ pub fn convert_lora_into(
     plan.described_by.extend_from_slice(families.files());
     out.warnings(&plan.warnings);
     out.step(&format!("converting {} tensors of an adapter ({})", source.tensors().len(), model.arch()));
+    out.device(resources, &plan);
     let bar = out.progress(source.byte_len());
     let done = execute(&source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&done.warnings);
     let parameters = |variant: &str| {
         let mut parameters = Map::new();
         parameters.insert("to".to_owned(), json!("gguf-lora"));
@@ -190,9 +192,11 @@ pub fn convert_into(
     if quantizer.embed {
         lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, parameters)?;
     }
+    out.device(resources, &plan);
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&done.warnings);
     let dependencies = lineage::read(source, &plan, &done, runs, &store, out)?;
     record(StepKind::Convert, &plan, &done, &dependencies, &store, parameters)?;
     Ok((plan, done))

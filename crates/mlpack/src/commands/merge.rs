@@ -14,7 +14,7 @@ use std::path::Path;
 /// Merges adapters into a base checkpoint.
 pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let adapters = inputs::adapters(&args.source)?;
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let max_shard_size = args.max_shard_size.as_deref().map(inputs::size).transpose()?;
     let request = MergeRequest { max_shard_size, measures_changes: args.source.merging.report.is_some() };
@@ -66,9 +66,11 @@ pub fn merge_into(
         source.tensors().len(),
         path.display()
     ));
+    out.device(resources, plan);
     let bar = out.progress(plan.byte_len());
     let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&done.warnings);
     let dependencies = lineage::read(source, plan, &done, runs, &store, out)?;
     let mut step = Step::new(StepKind::Merge, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);

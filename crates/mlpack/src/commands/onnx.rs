@@ -57,7 +57,7 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
         others: inputs::merging_parameters(&args.source.merging),
     };
     let adapters = inputs::adapters(&args.source)?;
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let families = inputs::families(&args.target.arch_file)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
@@ -132,9 +132,11 @@ pub fn convert_into(
         let same = |_: &str| Ok(parameters.clone());
         lineage::embed(StepKind::Convert, source, &mut plan.plan, runs, resources, same)?;
     }
+    out.device(resources, &plan.plan);
     let bar = out.progress(source.byte_len());
     let done = convert_onnx(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&done.warnings);
     let dependencies = lineage::read(source, &plan.plan, &done, runs, &store, out)?;
     let mut step = Step::new(StepKind::Convert, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Quantizes a GGUF file to every variant asked for, in one pass.
 pub fn quantize(args: &QuantizeArgs, out: &Show) -> anyhow::Result<Exit> {
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     if args.input.is_dir() {
         bail!(
             "`{}` is a directory\n  expected: a GGUF file; mlpack convert quantizes a checkpoint while it converts it",
@@ -69,9 +69,11 @@ pub fn quantize_into(
     if parameters("")?.contains_key(EMBEDDED) {
         lineage::embed(StepKind::Quantize, source, &mut plan, &[], resources, &parameters)?;
     }
+    out.device(resources, &plan);
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
+    out.warnings(&done.warnings);
     let dependencies = lineage::read(source, &plan, &done, &[], &store, out)?;
     record(StepKind::Quantize, &plan, &done, &dependencies, &store, parameters)?;
     Ok((plan, done))

@@ -35,7 +35,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let merging = config.merge.merging();
     quantizer.parameters.extend(inputs::merging_parameters(&merging));
     let max_shard_size = config.merge.max_shard_size.as_deref().map(inputs::size).transpose()?;
-    let resources = inputs::resources(&args.resources)?;
+    let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let dir = args.output.clone().unwrap_or_else(|| config.path(&config.output));
     let target = config.publish.as_ref().map(|p| Place::target(&p.to, &RegistryArgs::default())).transpose()?;
     let key = signing_key(&config)?;
