@@ -11,6 +11,7 @@ mod docs;
 mod fixtures;
 mod fuzz;
 mod golden;
+mod gpu;
 mod parity;
 mod peers;
 mod process;
@@ -34,13 +35,16 @@ checks, run by CI
 other machines
   arm [ARGUMENT]...    mlpack-quant's goldens and properties on 64-bit Arm under qemu; installs what that needs
 
+  gpu [--dev]          mlpack with its CUDA kernels in target/gpu, with what shows on a machine with a GPU whether they are right
+                         and how fast they are; installs CUDA's compiler; --dev builds without optimisation
+
 other inputs
   fuzz [READER]...     libFuzzer over the readers of untrusted bytes (tests/fuzz); default all, 30 seconds each
                          --seconds N  for that long each
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2,
-                       tokenizers, provenance, onnx, onnx-runtimes, and what takes minutes to build and is
+                       tokenizers, provenance, onnx, onnx-runtimes, cuda, and what takes minutes to build and is
                        left out by default: llama-server, cosign, crane, distribution, ollama, oras
   parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
                          convert: base, merged, smollm2, mistral, llama3, qwen2
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         ["peers", names @ ..] => peers::command(names),
         ["parity", cases @ ..] => parity::command(cases),
         ["bench", rest @ ..] => bench::command(rest),
+        ["gpu", rest @ ..] => gpu::command(rest),
         ["fuzz", rest @ ..] => fuzz::command(rest),
         ["demo"] => demo::command(),
         ["help" | "--help" | "-h"] => {

