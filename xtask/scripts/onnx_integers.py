@@ -6,7 +6,7 @@ usage: onnx_integers.py dynamic FLOAT_FILE QUANTIZED_FILE
        needs: pip install onnx onnxruntime onnx_ir
 
 dynamic: every matrix and table that quantize_dynamic (per_channel, QInt8) quantizes has to have the same bytes, and both graphs
-have to compute the same. qdq: codes, scales and zero points of MatMulNBitsQuantizer in QDQ form. Values are compared, as the
+have to compute the same as they are written, without ONNX Runtime's optimizations. qdq: codes, scales and zero points of MatMulNBitsQuantizer in QDQ form. Values are compared, as the
 order and the names of the others' tensors are their own.
 """
 import collections
@@ -66,6 +66,12 @@ def outputs(file, level="ENABLE_ALL"):
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed(session))))
 
 
+def distance(a, b):
+    """The largest difference of two sets of outputs, and the largest value."""
+    names = [name for name in a if a[name].size]
+    return max(float(abs(a[name] - b[name]).max()) for name in names), max(float(abs(a[name]).max()) for name in names)
+
+
 def untied(plain):
     """The float graph with a matrix of its own where it multiplies by the embedding: quantize_dynamic turns the table
     itself around there, and what is looked up in it is something else then."""
@@ -92,12 +98,14 @@ def dynamic(plain, quantized):
         ours = onnx.load(quantized)
         got = tensors(ours, integers + (onnx.TensorProto.FLOAT,))
         missing = compare([w for w in wanted if w[1][1] != ()], got) + compare(floats, got)
-        a, b = outputs(theirs), outputs(quantized)
-        error = max(float(abs(a[name] - b[name]).max()) for name in a if a[name].size)
-        largest = max(float(abs(a[name]).max()) for name in a if a[name].size)
-    if error > 1e-4 * largest:
-        missing.append(f"outputs differ by {error:.2e} of {largest:.3g}")
-    return len(wanted) + len(floats), missing, f"; outputs within {error:.1e} of {largest:.3g}"
+        error, largest = distance(outputs(theirs, "DISABLE_ALL"), outputs(quantized, "DISABLE_ALL"))
+        fused, _ = distance(outputs(theirs), outputs(quantized))
+    # As they are written, both graphs do the same. ONNX Runtime joins their operators differently, which may change the last
+    # bit of an activation, and that its byte, which is a step of 1/255 of its range.
+    for what, found, limit in (("as written", error, 1e-4), ("optimized", fused, 0.05)):
+        if not found <= limit * largest:
+            missing.append(f"{what}, outputs differ by {found:.2e} of {largest:.3g}")
+    return len(wanted) + len(floats), missing, f"; outputs within {error:.1e} of {largest:.3g}, optimized {fused:.1e}"
 
 
 def qdq(plain, quantized, block, kind):
