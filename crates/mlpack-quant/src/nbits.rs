@@ -11,6 +11,7 @@
 //! here; ONNX Runtime reads past its input there, so it has no defined value.
 
 use crate::float::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
+use crate::kernels::Backend;
 use mlpack_tensor::Dtype;
 
 /// How rows are cut into blocks.
@@ -58,16 +59,30 @@ impl NBits {
         }
     }
 
-    /// Encodes one part of whole rows.
+    /// Encodes one part of whole rows, on the fastest implementation that this machine can run.
     ///
     /// # Panics
     /// When `dst` has not exactly the bytes of that part.
     pub fn encode(&self, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
+        self.encode_on(Backend::best(), part, src, row_len, dst);
+    }
+
+    /// The same on a given implementation.
+    ///
+    /// # Panics
+    /// As [`NBits::encode`].
+    pub fn encode_on(&self, backend: Backend, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
         let row_byte_len = self.row_byte_len(part, row_len as u64) as usize;
         assert_eq!(src.len() / row_len.max(1) * row_byte_len, dst.len(), "rows of {row_len} values");
-        dst.fill(0);
-        for (row, out) in src.chunks_exact(row_len.max(1)).zip(dst.chunks_exact_mut(row_byte_len)) {
-            self.encode_row(part, row, out);
+        backend.encode_nbits(self, part, src, row_len, dst);
+    }
+
+    /// Encodes rows whose lengths fit.
+    #[inline(always)]
+    pub(crate) fn encode_rows<S: Sixteen>(&self, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
+        let row_byte_len = self.row_byte_len(part, row_len as u64) as usize;
+        for (row, out) in src.chunks_exact(row_len.max(1)).zip(dst.chunks_exact_mut(row_byte_len.max(1))) {
+            self.encode_row::<S>(part, row, out);
         }
     }
 
@@ -79,35 +94,26 @@ impl NBits {
         assert_eq!(src.len(), out.len(), "one value for each");
         for (row, out) in src.chunks_exact(row_len.max(1)).zip(out.chunks_exact_mut(row_len.max(1))) {
             for (block, out) in row.chunks(self.block as usize).zip(out.chunks_mut(self.block as usize)) {
-                let (scale, zero) = self.block(block);
-                let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                let (scale, zero) = self.scale_and_zero(Scalar::extremes(block));
                 for (v, out) in block.iter().zip(out) {
-                    *out = ((v * inverse + zero).round().clamp(0.0, self.top()) - zero) * scale;
+                    *out = (f32::from(code(*v, inverse(scale), zero, self.top())) - zero) * scale;
                 }
             }
         }
     }
 
-    fn encode_row(&self, part: NBitsPart, row: &[f32], out: &mut [u8]) {
+    #[inline(always)]
+    fn encode_row<S: Sixteen>(&self, part: NBitsPart, row: &[f32], out: &mut [u8]) {
         let blocks = row.chunks(self.block as usize);
         match part {
             NBitsPart::Codes => {
                 for (block, out) in blocks.zip(out.chunks_exact_mut(self.block_byte_len() as usize)) {
-                    let (scale, zero) = self.block(block);
-                    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-                    let code = |v: f32| (v * inverse + zero).round().clamp(0.0, self.top()) as u8;
-                    if self.bits == 4 {
-                        for (pair, out) in block.chunks(2).zip(out) {
-                            *out = code(pair[0]) | pair.get(1).map_or(0, |v| code(*v) << 4);
-                        }
-                    } else {
-                        block.iter().zip(out).for_each(|(v, out)| *out = code(*v));
-                    }
+                    self.encode_block::<S>(block, out);
                 }
             }
             NBitsPart::Scales => {
                 for (block, out) in blocks.zip(out.chunks_exact_mut(self.scale.byte_size() as usize)) {
-                    let (scale, _) = self.block(block);
+                    let (scale, _) = self.scale_and_zero(S::extremes(block));
                     match self.scale {
                         Dtype::F16 => out.copy_from_slice(&f16_from_f32(scale).to_le_bytes()),
                         Dtype::BF16 => out.copy_from_slice(&bf16_from_f32(scale).to_le_bytes()),
@@ -116,9 +122,10 @@ impl NBits {
                 }
             }
             NBitsPart::ZeroPoints => {
+                out.fill(0);
                 let count = blocks.len();
                 for (i, block) in blocks.enumerate() {
-                    let zero = self.block(block).1 as u8;
+                    let zero = self.scale_and_zero(S::extremes(block)).1 as u8;
                     if self.bits == 4 {
                         out[i / 2] |= zero << (i % 2 * 4);
                     } else {
@@ -132,14 +139,45 @@ impl NBits {
         }
     }
 
+    /// The codes of a block, which may be short.
+    #[inline(always)]
+    fn encode_block<S: Sixteen>(&self, block: &[f32], out: &mut [u8]) {
+        let (scale, zero) = self.scale_and_zero(S::extremes(block));
+        let (inverse, top) = (inverse(scale), self.top());
+        let (groups, rest) = block.as_chunks::<16>();
+        let group_byte_len = 2 * self.bits as usize;
+        let (full, left) = out.split_at_mut(groups.len() * group_byte_len);
+        for (group, out) in groups.iter().zip(full.chunks_exact_mut(group_byte_len)) {
+            let codes = S::codes(group, inverse, zero, top);
+            if self.bits == 4 {
+                out.copy_from_slice(&S::pairs(codes));
+            } else {
+                out.copy_from_slice(&codes);
+            }
+        }
+        if left.is_empty() {
+            return;
+        }
+        // What fills up a block has the code 0.
+        left.fill(0);
+        for (i, &v) in rest.iter().enumerate() {
+            let code = code(v, inverse, zero, top);
+            if self.bits == 4 {
+                left[i / 2] |= code << (i % 2 * 4);
+            } else {
+                left[i] = code;
+            }
+        }
+    }
+
     /// The largest code.
     fn top(&self) -> f32 {
         if self.bits == 4 { 15.0 } else { 255.0 }
     }
 
-    /// The scale of a block, as it is stored, and its zero point.
-    fn block(&self, values: &[f32]) -> (f32, f32) {
-        let (min, max) = values.iter().fold((f32::MAX, f32::MIN), |(min, max), v| (min.min(*v), max.max(*v)));
+    /// The scale of a block with these extremes, as it is stored, and its zero point.
+    #[inline(always)]
+    fn scale_and_zero(&self, (min, max): (f32, f32)) -> (f32, f32) {
         let middle = if self.bits == 4 { 8.0 } else { 128.0 };
         if self.symmetric {
             let largest = if max.abs() > min.abs() { max } else { min };
@@ -150,6 +188,49 @@ impl NBits {
         let zero = if scale == 0.0 { min } else { 0.0 - min / scale };
         (as_stored(self.scale, scale), zero.round().clamp(0.0, self.top()))
     }
+}
+
+/// How blocks are measured and coded. Every implementation gives the bits of [`Scalar`].
+pub(crate) trait Sixteen {
+    /// The least and the largest value that is a number, the first of those that are equal.
+    fn extremes(values: &[f32]) -> (f32, f32);
+    /// Codes from 0 to `top`.
+    fn codes(values: &[f32; 16], inverse: f32, zero: f32, top: f32) -> [u8; 16];
+    /// Codes of four bits, two in a byte.
+    fn pairs(codes: [u8; 16]) -> [u8; 8];
+}
+
+/// The definition.
+pub(crate) struct Scalar;
+
+impl Sixteen for Scalar {
+    fn extremes(values: &[f32]) -> (f32, f32) {
+        let mut extremes = (f32::MAX, f32::MIN);
+        for &v in values {
+            extremes.0 = if v < extremes.0 { v } else { extremes.0 };
+            extremes.1 = if v > extremes.1 { v } else { extremes.1 };
+        }
+        extremes
+    }
+
+    fn codes(values: &[f32; 16], inverse: f32, zero: f32, top: f32) -> [u8; 16] {
+        values.map(|v| code(v, inverse, zero, top))
+    }
+
+    fn pairs(codes: [u8; 16]) -> [u8; 8] {
+        std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4)
+    }
+}
+
+/// The code of a value; 0 for what is no number.
+fn code(v: f32, inverse: f32, zero: f32, top: f32) -> u8 {
+    (v * inverse + zero).round().clamp(0.0, top) as u8
+}
+
+/// What values are multiplied by.
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
 /// A scale as it is once it is stored.

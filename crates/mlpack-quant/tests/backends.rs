@@ -1,7 +1,8 @@
 //! Every implementation gives the bytes of the scalar reference, for values of every kind; and no value panics.
 
 use mlpack_quant::{
-    Backend, can_decode, can_encode, decode, decode_on, encode_on, needs_importance, uses_importance, widen_on,
+    Backend, NBits, NBitsPart, can_decode, can_encode, decode, decode_on, encode_on, needs_importance, uses_importance,
+    widen_on,
 };
 use mlpack_tensor::{Dtype, GgmlType};
 use proptest::prelude::*;
@@ -71,6 +72,32 @@ proptest! {
                 let found = encoded(backend, ty, &x, row_len, importance);
                 let at = found.iter().zip(&expected).position(|(a, b)| a != b);
                 prop_assert!(at.is_none(), "{ty} {backend:?}: byte {at:?}: {:?}", at.map(|at| (found[at], expected[at])));
+            }
+        }
+    }
+
+    #[test]
+    fn every_backend_makes_the_blocks_of_the_scalar_reference(x in values(3..20), rows in prop::sample::select(vec![1usize, 3])) {
+        let row_len = x.len() / rows;
+        let x = &x[..rows * row_len];
+        for bits in [4, 8] {
+            for (symmetric, scale) in [(true, Dtype::F32), (false, Dtype::F16), (true, Dtype::BF16), (false, Dtype::F32)] {
+                for block in [16, 32, 128] {
+                    let blocks = NBits { bits, block, symmetric, scale };
+                    for part in [NBitsPart::Codes, NBitsPart::Scales, NBitsPart::ZeroPoints] {
+                        let encoded = |backend| {
+                            let mut out = vec![0xa5; rows * blocks.row_byte_len(part, row_len as u64) as usize];
+                            blocks.encode_on(backend, part, x, row_len, &mut out);
+                            out
+                        };
+                        let expected = encoded(Backend::Scalar);
+                        for backend in Backend::available() {
+                            let found = encoded(backend);
+                            let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+                            prop_assert!(at.is_none(), "{blocks:?} {part:?} {backend:?}: byte {at:?}");
+                        }
+                    }
+                }
             }
         }
     }

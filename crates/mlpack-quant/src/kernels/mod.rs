@@ -12,6 +12,7 @@ mod lanes;
     reason = "arrays share an index, and an iterator adapter left out of line is compiled without the CPU features"
 )]
 mod lattice;
+mod nbits;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
 mod search;
@@ -21,6 +22,7 @@ mod stream;
 mod super_blocks;
 
 use crate::codec;
+use crate::nbits::{NBits, NBitsPart, Scalar};
 use lanes::{Lanes, Pair, Portable};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::sync::OnceLock;
@@ -91,6 +93,15 @@ impl Backend {
             Backend::Avx2 => encode_avx2(ty, src, importance, dst),
             Backend::Avx512 => encode_avx512(ty, src, importance, dst) || encode_avx2(ty, src, importance, dst),
             Backend::Neon => encode_neon(ty, src, importance, dst) || encode_loops(ty, src, dst),
+        }
+    }
+
+    /// Encodes one part of blocks for ONNX Runtime. The lengths fit.
+    pub(crate) fn encode_nbits(self, blocks: &NBits, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
+        match self {
+            Backend::Scalar => blocks.encode_rows::<Scalar>(part, src, row_len, dst),
+            Backend::Portable | Backend::Neon => blocks.encode_rows::<nbits::Plain>(part, src, row_len, dst),
+            Backend::Avx2 | Backend::Avx512 => encode_nbits_avx2(blocks, part, src, row_len, dst),
         }
     }
 
@@ -232,6 +243,21 @@ fn widen_avx2(dtype: Dtype, src: &[u8], dst: &mut [f32]) {
         Dtype::BF16 if Backend::Avx2.runs_here() => unsafe { avx2::stream::widen_bf16(src, dst) },
         _ => codec::widen_plain(dtype, src, dst),
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "the entry point needs CPU features")]
+fn encode_nbits_avx2(blocks: &NBits, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
+    if !Backend::Avx2.runs_here() {
+        return blocks.encode_rows::<nbits::Plain>(part, src, row_len, dst);
+    }
+    // SAFETY: the CPU has AVX2 and F16C, which is all that this function asks for.
+    unsafe { avx2::nbits::encode(blocks, part, src, row_len, dst) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn encode_nbits_avx2(blocks: &NBits, part: NBitsPart, src: &[f32], row_len: usize, dst: &mut [u8]) {
+    blocks.encode_rows::<nbits::Plain>(part, src, row_len, dst);
 }
 
 #[cfg(not(target_arch = "x86_64"))]

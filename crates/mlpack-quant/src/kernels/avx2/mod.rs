@@ -8,6 +8,7 @@
 #![allow(unsafe_code, reason = "intrinsics; see the header of this file")]
 
 pub(super) mod lattice;
+pub(super) mod nbits;
 pub(super) mod plain;
 pub(super) mod stream;
 
