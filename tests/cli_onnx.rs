@@ -119,7 +119,6 @@ fn graphs_say_what_they_are_made_from_and_are_rebuilt() {
     assert_eq!(again["same"], true, "{again}");
     small_bert(&dir, "BertForTokenClassification");
     let args = ["convert", "bert", "--to", "onnx", "--precision", "fp16,int8", "--task", "feature-extraction"];
-    std::fs::remove_file(dir.path("bert/modules.json")).unwrap();
     mlpack(&dir).args(args).args(["--scheme", "dynamic", "--keep-fp32", "LayerNorm", "-o", "vectors"]).succeed();
     let again = mlpack(&dir).args(["rebuild", "vectors"]).json();
     assert_eq!(again["same"], true, "{again}");
@@ -281,7 +280,7 @@ fn a_model_without_a_description_and_weights_that_do_not_fit_are_refused() {
 }
 
 /// A BERT of one layer with numbers that are easy to make again, as a sentence embedder.
-fn small_bert(dir: &TestDir, class: &str) {
+pub fn small_bert(dir: &TestDir, class: &str) {
     let model = dir.path("bert");
     std::fs::create_dir_all(model.join("1_Pooling")).unwrap();
     let config = serde_json::json!({
@@ -318,6 +317,11 @@ fn small_bert(dir: &TestDir, class: &str) {
     tensors.extend(linear(format!("{layer}.output.dense"), 32, 48));
     tensors.extend(norm(format!("{layer}.output.LayerNorm")));
     tensors.extend(linear("pooler.dense".to_owned(), 32, 32));
+    write_tensors(&model.join("model.safetensors"), tensors);
+}
+
+/// A file of tensors whose numbers are easy to make again.
+fn write_tensors(path: &std::path::Path, tensors: Vec<(String, Vec<u64>)>) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape) in tensors {
         let start = data.len();
@@ -327,7 +331,7 @@ fn small_bert(dir: &TestDir, class: &str) {
     }
     let header = Value::Object(header).to_string();
     let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
-    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -353,7 +357,55 @@ fn encoders_that_are_not_described_are_refused() {
     small_bert(&dir, "BertForQuestionAnswering");
     insta::assert_snapshot!("onnx-encoder-weights", refused(&dir, &args, 3));
     small_bert(&dir, "BertModel");
-    let dense = r#"[{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
-    std::fs::write(dir.path("bert/modules.json"), dense).unwrap();
-    insta::assert_snapshot!("onnx-encoder-dense", refused(&dir, &args, 3));
+    let modules = |kind: &str| {
+        let text = r#"[{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}, {"type": "sentence_transformers.models.KIND", "path": "2_KIND"}]"#;
+        std::fs::write(dir.path("bert/modules.json"), text.replace("KIND", kind)).unwrap();
+    };
+    modules("LSTM");
+    insta::assert_snapshot!("onnx-encoder-module", refused(&dir, &args, 3));
+    modules("Dense");
+    insta::assert_snapshot!("onnx-dense-missing", refused(&dir, &args, 4));
+    add_dense(&dir, "torch.nn.modules.activation.Softsign");
+    insta::assert_snapshot!("onnx-dense-activation", refused(&dir, &args, 3));
+}
+
+/// Puts a matrix of 32 by 8 after the pooling of [`small_bert`], before its Normalize.
+pub fn add_dense(dir: &TestDir, activation: &str) {
+    let folder = dir.path("bert/2_Dense");
+    std::fs::create_dir_all(&folder).unwrap();
+    let kind = |name: &str| format!("sentence_transformers.models.{name}");
+    let modules = serde_json::json!([
+        {"idx": 0, "path": "", "type": kind("Transformer")},
+        {"idx": 1, "path": "1_Pooling", "type": kind("Pooling")},
+        {"idx": 2, "path": "2_Dense", "type": kind("Dense")},
+        {"idx": 3, "path": "3_Normalize", "type": kind("Normalize")},
+    ]);
+    std::fs::write(dir.path("bert/modules.json"), modules.to_string()).unwrap();
+    let config =
+        serde_json::json!({"in_features": 32, "out_features": 8, "bias": true, "activation_function": activation});
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let tensors = vec![("linear.weight".to_owned(), vec![8, 32]), ("linear.bias".to_owned(), vec![8])];
+    write_tensors(&folder.join("model.safetensors"), tensors);
+}
+
+#[test]
+fn a_matrix_after_pooling_is_in_the_graph_and_all_of_it_is_rebuilt() {
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    add_dense(&dir, "torch.nn.modules.activation.Tanh");
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32,int8", "-o", "out"];
+    let done = mlpack(&dir).args(args).json();
+    let graph = std::fs::read(dir.path("out/onnx/model.onnx")).unwrap();
+    let has = |name: &str| graph.windows(name.len()).any(|part| part == name.as_bytes());
+    assert!(has("model.dense_0.MatMul.weight") && has("model.dense_0.bias"));
+    insta::assert_snapshot!(files(&done).join("\n"));
+    let again = mlpack(&dir).args(["rebuild", "out"]).json();
+    assert_eq!(again["same"], true, "{again}");
+    // For another task nothing is pooled.
+    let config = dir.path("bert/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("BertModel", "BertForTokenClassification")).unwrap();
+    let args = ["convert", "bert", "--to", "onnx", "--precision", "fp32", "-o", "no"];
+    let text = refused(&dir, &args, 3);
+    assert!(text.contains("classifier.weight") && !text.contains("2_Dense"), "{text}");
 }

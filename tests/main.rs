@@ -9,6 +9,7 @@
 //! | `cli_diff` | figures against plain arithmetic over the same files, gates, the page |
 //! | `cli_merge` | a merged checkpoint is whole, and converting it equals converting through it |
 //! | `cli_onnx` | graphs: recorded bytes, adapters, limits, and what is refused |
+//! | `cli_validate` | graphs beside a forward pass of their source, in ONNX Runtime |
 //! | `cli_release` | the legal-qa release: files, layout, Modelfile, trace back to run 4c421e9c… |
 //! | `cli_rebuild` | every kind of step again from its recorded inputs |
 //! | `cli_registry` | publish, pull, serve, export, import, deploy, against a real registry |
@@ -17,6 +18,7 @@
 //! | `cli_errors` | every bad input: message snapshot, exit code, nothing left behind |
 //! | `determinism` | thread counts, memory budgets and repeated runs give the same bytes |
 //! | `interop_signing` | signatures, bills of materials and runs with the real tools of each |
+//! | `interop_onnx` | portable graphs in a second runtime |
 //! | `interop` | our files read by other implementations |
 
 // Tests read files that they or the fixtures made, and say on standard output what they skip.
@@ -35,7 +37,9 @@ mod cli_rebuild;
 mod cli_registry;
 mod cli_release;
 mod cli_sign;
+mod cli_validate;
 mod determinism;
 mod interop;
+mod interop_onnx;
 mod interop_signing;
 mod support;

@@ -38,6 +38,19 @@ pub fn sha256(path: &Path) -> String {
     hash_file(path).unwrap().0.to_string()
 }
 
+/// The folder with ONNX Runtime's library, where it is installed.
+pub fn onnxruntime() -> Option<PathBuf> {
+    let peers: PathBuf = std::env::var_os("MLPACK_PEERS_DIR").map_or_else(|| fixture("../target/peers"), Into::into);
+    let versions = std::fs::read_dir(peers.join("venv/lib")).into_iter().flatten().flatten();
+    let mut folders = versions.map(|version| version.path().join("site-packages/onnxruntime/capi"));
+    let found = folders.find(|folder| folder.is_dir());
+    if found.is_none() {
+        assert!(std::env::var_os("MLPACK_REQUIRE_PEERS").is_none(), "onnxruntime is required and not installed");
+        println!("skipped: needs onnxruntime (cargo xtask peers onnx)");
+    }
+    found
+}
+
 /// An empty directory that goes with the test.
 pub struct TestDir(tempfile::TempDir);
 
@@ -91,6 +104,7 @@ pub struct Mlpack {
 pub fn mlpack(dir: &TestDir) -> Mlpack {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlpack"));
     command.current_dir(dir.path("")).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env_remove("MLPACK_PASSPHRASE");
+    command.env_remove("ORT_DYLIB_PATH");
     command.stdin(std::process::Stdio::null());
     Mlpack { command, dir: dir.path("") }
 }

@@ -233,6 +233,13 @@ impl Peers {
         self.once("onnx", &ONNX_PACKAGES.join(" "), || run(self.pip("install").args(ONNX_PACKAGES)))
     }
 
+    /// The folder with ONNX Runtime's library.
+    pub fn onnxruntime(&self) -> Result<PathBuf> {
+        self.onnx()?;
+        const FIND: &str = "import onnxruntime, pathlib; print(pathlib.Path(onnxruntime.__file__).parent / 'capi')";
+        Ok(PathBuf::from(output(self.python().args(["-c", FIND]))?.trim()))
+    }
+
     /// onnxruntime-genai and transformers.js.
     pub fn onnx_runtimes(&self) -> Result<()> {
         self.onnx()?;

@@ -8,7 +8,7 @@ use crate::decoder::{activation, layer_kinds};
 use crate::{Activation, Config, Error, Layer, Rope, json};
 use description::{ClassEntry, Description, descriptions};
 pub use description::{Placement as NormPlacement, Positions, TensorNames, TokenTypes};
-pub use pooling::{Pooling, PoolingMode};
+pub use pooling::{AfterPooling, Dense, Pooling, PoolingMode, dense_folders, embedder_files};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -142,6 +142,11 @@ impl Encoder {
         if entry.task != own.task {
             let head = [&own.dense, &own.norm, &own.out].into_iter().flatten().map(|name| format!("{name}.*"));
             encoder.unused.extend(head.chain(own.bias.clone()));
+        }
+        if encoder.task != Task::Features {
+            let dense: Vec<String> =
+                encoder.pooling.iter().flat_map(Pooling::dense).map(|dense| format!("{}.*", dense.name)).collect();
+            encoder.unused.extend(dense);
         }
         Ok(Some(encoder))
     }

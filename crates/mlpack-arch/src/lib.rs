@@ -45,7 +45,8 @@ mod yaml;
 pub use config::Config;
 pub use decoder::{Activation, Decoder, Layer, LongRope, Mlp, Norm, Placement, QkNorm, Rope};
 pub use encoder::{
-    Encoder, Head, HeadActivation, NormPlacement, Pooling, PoolingMode, Positions, Task, TensorNames, TokenTypes,
+    AfterPooling, Dense, Encoder, Head, HeadActivation, NormPlacement, Pooling, PoolingMode, Positions, Task,
+    TensorNames, TokenTypes, dense_folders, embedder_files,
 };
 pub use error::Error;
 pub use extra::ExtraTensor;

@@ -46,29 +46,49 @@ pub(crate) fn pooling_config(dir: &Path, files: &mut Vec<PathBuf>) -> Result<Opt
     if !path.is_file() {
         return Ok(None);
     }
-    let wrong = |field: &str, expected, found: &Value| Error::WrongValue {
-        path: path.clone(),
-        field: field.to_owned(),
-        expected,
-        found: json::describe(found),
-    };
-    let modules = json::read(&path)?;
-    let Value::Array(list) = &modules else { return Err(wrong("(the whole file)", "a list of modules", &modules)) };
-    let mut found = None;
-    for module in list {
-        let kind = module.get("type").unwrap_or(&Value::Null);
-        let kind = kind.as_str().ok_or_else(|| wrong("type", "a string", kind))?;
-        if kind.ends_with("Pooling") {
-            let folder = module.get("path").unwrap_or(&Value::Null);
-            let name = folder.as_str().ok_or_else(|| wrong("path", "a string", folder))?;
-            // A path out of the model directory would read a file of someone else.
-            if !Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-                return Err(wrong("path", "a folder inside the model directory", folder));
-            }
-            found = Some(dir.join(name).join("config.json"));
-            break;
-        }
-    }
+    let pooling = modules(&path)?.into_iter().find(|module| module.name.ends_with("Pooling"));
+    let found = pooling.map(|module| module_folder(&path, &module.value)).transpose()?;
     files.push(path);
-    Ok(found)
+    Ok(found.map(|folder| dir.join(folder).join("config.json")))
+}
+
+/// A module of modules.json.
+pub(crate) struct Module {
+    name: String,
+    pub value: Value,
+}
+
+impl Module {
+    /// The last part of its type.
+    pub fn kind(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// The modules that a modules.json lists.
+pub(crate) fn modules(path: &Path) -> Result<Vec<Module>, Error> {
+    let modules = json::read(path)?;
+    let Value::Array(list) = modules else {
+        return Err(wrong(path, "(the whole file)", "a list of modules", &modules));
+    };
+    let module = |value: Value| {
+        let kind = value.get("type").unwrap_or(&Value::Null);
+        let name = kind.as_str().ok_or_else(|| wrong(path, "type", "a string", kind))?.to_owned();
+        Ok(Module { name, value })
+    };
+    list.into_iter().map(module).collect()
+}
+
+/// The folder of a module. A path out of the model directory would read a file of someone else.
+pub(crate) fn module_folder(path: &Path, module: &Value) -> Result<String, Error> {
+    let folder = module.get("path").unwrap_or(&Value::Null);
+    let name = folder.as_str().ok_or_else(|| wrong(path, "path", "a string", folder))?;
+    if !Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(wrong(path, "path", "a folder inside the model directory", folder));
+    }
+    Ok(name.to_owned())
+}
+
+fn wrong(path: &Path, field: &str, expected: &'static str, found: &Value) -> Error {
+    Error::WrongValue { path: path.to_owned(), field: field.to_owned(), expected, found: json::describe(found) }
 }

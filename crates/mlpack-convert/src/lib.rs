@@ -51,6 +51,7 @@ mod resume;
 mod slab;
 mod source;
 mod survey;
+mod weight_rows;
 
 pub use carry::Carried;
 pub use diff::{Diff, Reshaped, TensorDiff, Unpaired, bits_per_weight, diff};
@@ -68,9 +69,10 @@ pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
 pub use offload::OnDevice;
 pub use onnx_layout::Layout;
 pub use onnx_plan::{
-    BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, convert_onnx, f16_overflows, plan_onnx,
+    BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, f16_overflows, plan_onnx, seal_onnx, write_onnx,
 };
 pub use options::{Imatrix, QuantizeOptions, TensorType, parse_override, parse_type};
 pub use plan::{BytesPart, Gather, Input, Output, OutputTensor, Plan, Step, Stored, Target};
 pub use quantize_plan::{QuantizeRequest, Split, plan_quantize};
 pub use source::{Source, SourceTensor, open_model};
+pub use weight_rows::WeightRows;

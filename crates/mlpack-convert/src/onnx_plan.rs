@@ -5,7 +5,7 @@ use crate::{
     BytesPart, Done, Error, Gather, Input, Output, OutputTensor, Plan, Resources, SealedFile, Source, Step, Stored,
     Target, execute, onnx_layout::Layout, open_model, slab::F16_OVERFLOW, slab::table, survey::survey,
 };
-use mlpack_arch::{Decoder, Encoder, Families, Model, Packing, TensorRole, ValueChange, View};
+use mlpack_arch::{Decoder, Encoder, Families, Model, Packing, TensorRole, ValueChange, View, embedder_files};
 use mlpack_fs::AtomicDir;
 use mlpack_onnx::{
     Blocks, DataFiles, Element, FixedDims, Form, Graph, GraphRequest, Profile, Quantization, Scheme, WeightProblem,
@@ -246,6 +246,9 @@ pub fn plan_onnx(source: &Source, computation: &Computation, request: &OnnxReque
         None => Vec::new(),
     };
     plan.described_by = carried.iter().filter_map(|file| file.from().map(ToOwned::to_owned)).collect();
+    if let Computation::Encoder(_) = computation {
+        plan.described_by.extend(embedder_files(dir)?);
+    }
     layout.complete(computation, &graphs, &mut carried)?;
     let Steps { measured, waiting, .. } = steps;
     let values = roles.values().map(|role| (role.position, role.values)).collect();
@@ -277,7 +280,11 @@ fn overflows(
 }
 
 /// The source's tensors by what they are in the graph.
-fn roles(source: &Source, computation: &Computation, plan: &mut Plan) -> Result<BTreeMap<String, Role>, Error> {
+pub(crate) fn roles(
+    source: &Source,
+    computation: &Computation,
+    plan: &mut Plan,
+) -> Result<BTreeMap<String, Role>, Error> {
     match computation {
         Computation::Decoder(model, _) => decoder_roles(source, model, plan),
         Computation::Encoder(encoder) => encoder_roles(source, encoder, plan),
@@ -299,9 +306,9 @@ fn named(error: mlpack_onnx::Error, source: &Source, roles: &BTreeMap<String, Ro
 }
 
 /// A tensor of the source by what it is in the graph.
-struct Role {
-    position: usize,
-    values: ValueChange,
+pub(crate) struct Role {
+    pub position: usize,
+    pub values: ValueChange,
 }
 
 /// The source's tensors by the names that the encoder's description gives them.
@@ -329,12 +336,17 @@ fn decoder_roles(source: &Source, model: &Model, plan: &mut Plan) -> Result<BTre
     let mut roles = BTreeMap::new();
     let mut problems = Vec::new();
     let refused = |tensor: &str, what| Error::OnnxTensor { tensor: tensor.to_owned(), what };
-    let named: Vec<(&str, &Shape)> = source.tensors().iter().map(|t| (t.name.as_str(), &t.shape)).collect();
+    let own = source.tensors().iter().filter(|tensor| !source.is_of_module(tensor));
+    let named: Vec<(&str, &Shape)> = own.map(|t| (t.name.as_str(), &t.shape)).collect();
     for mapped in model.map_tensors(&named).tensors.iter().filter(|mapped| mapped.packing != Packing::None) {
         problems.push(refused(named[mapped.sources[0]].0, "values packed with scales"));
     }
     Error::from_list(std::mem::take(&mut problems))?;
     for (position, tensor) in source.tensors().iter().enumerate() {
+        if source.is_of_module(tensor) {
+            plan.dropped.push((tensor.name.clone(), "a module of sentence-transformers, after pooling"));
+            continue;
+        }
         match model.tensor_role(&tensor.name) {
             Err(e) => problems.push(e.into()),
             Ok(TensorRole::Dropped { reason }) => plan.dropped.push((tensor.name.clone(), reason)),
@@ -496,15 +508,14 @@ impl Steps<'_> {
     }
 }
 
-/// Executes a plan of ONNX files into a directory that appears when it is complete, with config and tokenizer files
-/// beside them.
+/// Executes a plan of ONNX files into a directory that has no name yet, with config and tokenizer files beside them.
 ///
 /// # Errors
 /// As [`execute`].
-pub fn convert_onnx(
+pub fn write_onnx(
     source: &Source,
     plan: &OnnxPlan,
-    out: AtomicDir,
+    out: &AtomicDir,
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
@@ -524,6 +535,14 @@ pub fn convert_onnx(
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);
     }
+    Ok(done)
+}
+
+/// Gives the directory its name, and what was written there its path.
+///
+/// # Errors
+/// When the system refuses.
+pub fn seal_onnx(out: AtomicDir, done: &mut Done) -> Result<(), Error> {
     let (contents, dir) = (out.contents().to_owned(), out.path().to_owned());
     out.seal()?;
     for SealedFile { path, .. } in &mut done.outputs {
@@ -531,5 +550,5 @@ pub fn convert_onnx(
             *path = dir.join(within);
         }
     }
-    Ok(done)
+    Ok(())
 }

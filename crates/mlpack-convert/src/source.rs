@@ -28,7 +28,8 @@ pub struct Source {
 /// The formats that weights are read from.
 #[derive(Debug)]
 enum Weights {
-    Checkpoint(Checkpoint, Box<Overlay>),
+    /// Beside the checkpoint files of modules that lie in folders of their own.
+    Checkpoint(Checkpoint, Box<Overlay>, Vec<SafetensorsFile>),
     Gguf(GgufModel),
     /// The tensors of an adapter, for themselves.
     Adapter(SafetensorsFile),
@@ -69,7 +70,43 @@ impl Source {
         let warnings = overlay.notes().iter().cloned().chain(changes.notes).collect();
         let tensors = overlaid(&checkpoint, &overlay);
         let changed_files = changes.files;
-        Ok(Source { tensors, changed_files, weights: Weights::Checkpoint(checkpoint, Box::new(overlay)), warnings })
+        Ok(Source {
+            tensors,
+            changed_files,
+            weights: Weights::Checkpoint(checkpoint, Box::new(overlay), Vec::new()),
+            warnings,
+        })
+    }
+
+    /// Opens the matrices that modules.json puts after pooling, too: tensors `FOLDER.NAME` behind all others, which adapters
+    /// leave as they are.
+    ///
+    /// # Errors
+    /// When modules.json or one of the files cannot be read.
+    pub fn with_modules(mut self) -> Result<Source, Error> {
+        let Weights::Checkpoint(checkpoint, _, modules) = &mut self.weights else { return Ok(self) };
+        for folder in mlpack_arch::dense_folders(checkpoint.dir())? {
+            let file = SafetensorsFile::open(&checkpoint.dir().join(&folder).join("model.safetensors"))?;
+            let place = checkpoint.shards().len() + modules.len();
+            let mut entries: Vec<_> = file.entries().iter().collect();
+            entries.sort_by_key(|entry| entry.range.start);
+            self.tensors.extend(entries.into_iter().map(|entry| SourceTensor {
+                name: format!("{folder}.{}", entry.name),
+                stored: Stored::Safetensors(entry.dtype),
+                shape: entry.shape.clone(),
+                file: place,
+                range: entry.range.clone(),
+                target: None,
+                in_place: true,
+            }));
+            modules.push(file);
+        }
+        Ok(self)
+    }
+
+    /// Whether a tensor is one of [`Source::with_modules`].
+    pub(crate) fn is_of_module(&self, tensor: &SourceTensor) -> bool {
+        self.checkpoint().is_some_and(|checkpoint| tensor.file >= checkpoint.shards().len())
     }
 
     /// Opens a GGUF file, or the first of a split model's.
@@ -116,7 +153,9 @@ impl Source {
     /// The files that hold the tensors.
     pub fn files(&self) -> Vec<&MappedFile> {
         match &self.weights {
-            Weights::Checkpoint(checkpoint, _) => checkpoint.shards().iter().map(|shard| shard.map()).collect(),
+            Weights::Checkpoint(checkpoint, _, modules) => {
+                checkpoint.shards().iter().chain(modules).map(|shard| shard.map()).collect()
+            }
             Weights::Gguf(model) => model.files().iter().map(|file| file.map()).collect(),
             Weights::Adapter(file) => vec![file.map()],
         }
@@ -125,7 +164,10 @@ impl Source {
     /// The file that holds a tensor.
     pub fn file(&self, tensor: &SourceTensor) -> &MappedFile {
         match &self.weights {
-            Weights::Checkpoint(checkpoint, _) => checkpoint.shards()[tensor.file].map(),
+            Weights::Checkpoint(checkpoint, _, modules) => match tensor.file.checked_sub(checkpoint.shards().len()) {
+                None => checkpoint.shards()[tensor.file].map(),
+                Some(module) => modules[module].map(),
+            },
             Weights::Gguf(model) => model.files()[tensor.file].map(),
             Weights::Adapter(file) => file.map(),
         }
@@ -149,7 +191,7 @@ impl Source {
     /// The checkpoint, where that is what was opened.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.weights {
-            Weights::Checkpoint(checkpoint, _) => Some(checkpoint),
+            Weights::Checkpoint(checkpoint, ..) => Some(checkpoint),
             Weights::Gguf(_) | Weights::Adapter(_) => None,
         }
     }
@@ -157,7 +199,7 @@ impl Source {
     /// The adapters' deltas by position of the tensor, where a checkpoint was opened.
     pub fn overlay(&self) -> Option<&Overlay> {
         match &self.weights {
-            Weights::Checkpoint(_, overlay) => Some(overlay),
+            Weights::Checkpoint(_, overlay, _) => Some(overlay),
             Weights::Gguf(_) | Weights::Adapter(_) => None,
         }
     }
@@ -242,7 +284,8 @@ impl Source {
         tally: Option<&ChangeTally>,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        let (Weights::Checkpoint(checkpoint, overlay), Some(target)) = (&self.weights, self.tensors[position].target)
+        let (Weights::Checkpoint(checkpoint, overlay, _), Some(target)) =
+            (&self.weights, self.tensors[position].target)
         else {
             unreachable!("the caller asks for a tensor that adapters change")
         };

@@ -178,6 +178,18 @@ impl Dependency {
         }
     }
 
+    /// The same of a file in a folder of a model's directory, named `DIR/FOLDER/FILE`; `DIR/FILE` where it lies in the directory
+    /// itself or somewhere else.
+    pub fn file_of(role: Role, dir: &Path, path: &Path, sha256: Sha256) -> Dependency {
+        let mut dependency = Dependency::file(role, path, sha256);
+        let (dir, path) = (absolute(dir), absolute(path));
+        if let (Some(name), Ok(within)) = (dir.file_name(), path.strip_prefix(&dir)) {
+            let parts: Vec<_> = within.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+            dependency.name = format!("{}/{}", name.to_string_lossy(), parts.join("/"));
+        }
+        dependency
+    }
+
     /// A training run, by the digest of its record. [`Store::record_run`](crate::Store::record_run) stores the record
     /// and returns this.
     pub fn run(record: &RunRecord) -> Dependency {

@@ -8,7 +8,7 @@ pub use lineage::*;
 
 use crate::exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub use onnx::{OnnxArgs, OnnxProfile, OnnxScheme};
+pub use onnx::{OnnxArgs, OnnxProfile, OnnxScheme, ValidateArgs};
 pub use registry::*;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -321,6 +321,8 @@ pub struct ConvertArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub quantizer: QuantizerArgs,
+    #[command(flatten)]
+    pub validation: ValidateArgs,
 }
 
 /// `mlpack quantize`

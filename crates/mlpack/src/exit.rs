@@ -36,6 +36,9 @@ pub fn of(error: &anyhow::Error) -> Exit {
     if let Some(mlpack_convert::Error::TooFar { .. }) = error.downcast_ref() {
         return Exit::No;
     }
+    if error.downcast_ref::<crate::commands::GraphTooFar>().is_some() {
+        return Exit::No;
+    }
     match kind(error) {
         Some(ErrorKind::Misuse) => Exit::Usage,
         Some(ErrorKind::Malformed | ErrorKind::Unsupported | ErrorKind::Mismatch | ErrorKind::Limit) => Exit::BadInput,
@@ -50,6 +53,7 @@ macro_rules! first_library_error {
     ($error:expr, $e:ident => $answer:expr) => {
         $error.chain().find_map(|cause| {
             None.or_else(|| cause.downcast_ref::<mlpack_convert::Error>().map(|$e| $answer))
+                .or_else(|| cause.downcast_ref::<mlpack_validate::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_provenance::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_registry::Error>().map(|$e| $answer))
                 .or_else(|| cause.downcast_ref::<mlpack_oci::Error>().map(|$e| $answer))

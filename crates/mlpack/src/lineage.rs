@@ -62,8 +62,13 @@ fn dependencies(
         1 => dependency,
         _ => dependency.annotate(ORDER, place.to_string()),
     };
+    let dir = source.checkpoint().map(|checkpoint| checkpoint.dir().to_owned());
+    let file = |role, path: &Path, sha256| match &dir {
+        Some(dir) => Dependency::file_of(role, dir, path, sha256),
+        None => Dependency::file(role, path, sha256),
+    };
     let mut dependencies: Vec<Dependency> =
-        weights.iter().map(|(path, sha256)| Dependency::file(weights_role, path, *sha256)).collect();
+        weights.iter().map(|(path, sha256)| file(weights_role, path, *sha256)).collect();
     let index = source.checkpoint().and_then(|checkpoint| checkpoint.index());
     for path in index.into_iter().map(Path::to_owned).chain(plan.described_by.iter().cloned()) {
         let (sha256, _) = hash_file(&path)?;
@@ -77,7 +82,7 @@ fn dependencies(
             _ => Role::Config,
         };
         let of_adapter = adapters.iter().position(|(adapter, _)| adapter.weights_path().parent() == path.parent());
-        let file = Dependency::file(role, &path, sha256);
+        let file = file(role, &path, sha256);
         dependencies.push(of_adapter.map_or(file.clone(), |place| numbered(file, place)));
     }
     for (i, ((adapter, weight), run)) in adapters.iter().zip(runs).enumerate() {

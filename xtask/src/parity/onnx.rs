@@ -35,7 +35,8 @@ const BLOCKS: &[Blocks] = &[
 /// Compares the small models with `only` in their name; returns how many graphs differ.
 pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     peers.onnx()?;
-    let work = Work { dir: workspace::root().join("target/parity/onnx"), peers, mlpack };
+    let dir = workspace::root().join("target/parity/onnx");
+    let work = Work { dir, peers, mlpack, onnxruntime: peers.onnxruntime()? };
     workspace::fresh(&work.dir)?;
     Ok(decoders(only, &work)? + encoders(only, &work)?)
 }
@@ -145,6 +146,7 @@ struct Work<'a> {
     dir: PathBuf,
     peers: &'a Peers,
     mlpack: &'a Path,
+    onnxruntime: PathBuf,
 }
 
 impl Work<'_> {
@@ -159,9 +161,14 @@ impl Work<'_> {
         Ok(dir)
     }
 
+    /// The same of any model; what is in floats is validated, too.
     fn convert_into(&self, model: &Path, dir: &Path, precisions: &str, options: &[&str]) -> Result<()> {
         let mut convert = Command::new(self.mlpack);
         convert.arg("convert").arg(model).args(["--to", "onnx", "--precision", precisions]);
+        // Random weights lose too much with fewer bits.
+        if matches!(precisions, "fp32" | "fp16") {
+            convert.arg("--validate").arg("--onnxruntime").arg(&self.onnxruntime);
+        }
         output(convert.args(options).arg("-o").arg(dir)).map(drop)
     }
 

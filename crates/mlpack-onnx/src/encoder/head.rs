@@ -4,7 +4,7 @@ use super::Inputs;
 use crate::element::Element;
 use crate::graph::{Dim, Form, Value};
 use crate::recipe::Recipe;
-use mlpack_arch::{Encoder, Head, HeadActivation, Pooling, PoolingMode, Task};
+use mlpack_arch::{AfterPooling, Encoder, Head, HeadActivation, Pooling, PoolingMode, Task};
 
 impl Recipe<&Encoder> {
     /// The outputs of the task.
@@ -14,13 +14,10 @@ impl Recipe<&Encoder> {
         let sequence: Dim = "sequence_length".into();
         match &e.task {
             Task::Features => {
-                if let Some(Pooling { mode, normalize }) = e.pooling {
-                    let mut vector = self.pooled("/model/pooling", &x, inputs, mode);
-                    if normalize {
-                        vector = self.normalized("/model/normalize", &vector);
-                    }
+                if let Some(pooling) = &e.pooling {
+                    let (vector, width) = self.embedding(pooling, &x, inputs);
                     self.graph.output("last_hidden_state", &x, &[batch.clone(), sequence, e.hidden.into()]);
-                    self.graph.output("sentence_embedding", &vector, &[batch, e.hidden.into()]);
+                    self.graph.output("sentence_embedding", &vector, &[batch, width.into()]);
                 } else {
                     self.graph.output("last_hidden_state", &x, &[batch, sequence, e.hidden.into()]);
                 }
@@ -49,6 +46,38 @@ impl Recipe<&Encoder> {
                     self.graph.output(name, &part, &[batch.clone(), sequence.clone()]);
                 }
             }
+        }
+    }
+
+    /// One vector for each text, `[batch, width]`, and its width.
+    fn embedding(&mut self, pooling: &Pooling, x: &Value, inputs: &Inputs) -> (Value, u64) {
+        let mut vector = self.pooled("/model/pooling", x, inputs, pooling.mode);
+        let mut width = self.model.hidden;
+        for (i, step) in pooling.after.iter().enumerate() {
+            vector = match step {
+                // The first has had this name since there was one.
+                AfterPooling::Normalize if !pooling.after[..i].contains(&AfterPooling::Normalize) => {
+                    self.normalized("/model/normalize", &vector)
+                }
+                AfterPooling::Normalize => self.normalized(&format!("/model/normalize_{i}"), &vector),
+                AfterPooling::Dense(dense) => {
+                    let path = format!("/model/dense_{i}");
+                    let y = self.linear(&path, &dense.name, &vector, width, dense.outputs);
+                    width = dense.outputs;
+                    match dense.activation {
+                        Some(activation) => self.head_activation(&format!("{path}/act"), &y, activation),
+                        None => y,
+                    }
+                }
+            };
+        }
+        (vector, width)
+    }
+
+    fn head_activation(&mut self, path: &str, x: &Value, activation: HeadActivation) -> Value {
+        match activation {
+            HeadActivation::Tanh => self.graph.node("Tanh", &format!("{path}/Tanh"), &[x], self.element, &[]),
+            HeadActivation::Of(activation) => self.activation(path, x, activation),
         }
     }
 
@@ -98,10 +127,7 @@ impl Recipe<&Encoder> {
         let Some(dense) = &head.dense else { return x.clone() };
         let e = self.model;
         let x = self.linear("/head/dense", dense, x, e.hidden, e.hidden);
-        let x = match head.activation {
-            HeadActivation::Tanh => self.graph.node("Tanh", "/head/act/Tanh", &[&x], self.element, &[]),
-            HeadActivation::Of(activation) => self.activation("/head/act", &x, activation),
-        };
+        let x = self.head_activation("/head/act", &x, head.activation);
         match &head.norm {
             Some(norm) => self.layer_norm("/head/norm", norm, &x),
             None => x,

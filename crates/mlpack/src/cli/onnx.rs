@@ -1,6 +1,7 @@
 //! Options of `--to onnx`.
 
 use clap::{Args, ValueEnum};
+use std::path::PathBuf;
 
 /// What only ONNX graphs have.
 #[derive(Debug, Args)]
@@ -39,6 +40,17 @@ pub struct OnnxArgs {
     /// Sizes of inputs that are known, for runtimes that want static shapes: batch=N,sequence=N, and past=N for a decoder's cache
     #[arg(long, value_name = "DIMS", value_delimiter = ',', requires = "precision")]
     pub fix_dims: Vec<String>,
+}
+
+/// What is done with graphs before they get their names.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Run the graphs in ONNX Runtime beside a forward pass of the source's weights, and write nothing where they are too far from it
+    #[arg(long, requires = "precision")]
+    pub validate: bool,
+    /// The library of ONNX Runtime, or the folder that has it [default: ORT_DYLIB_PATH, else where the system looks for libraries]
+    #[arg(long, value_name = "PATH", requires = "validate")]
+    pub onnxruntime: Option<PathBuf>,
 }
 
 fn block_size(text: &str) -> Result<u32, String> {

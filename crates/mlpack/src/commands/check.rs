@@ -41,6 +41,7 @@ pub fn check(args: &CheckArgs, out: &Show) -> anyhow::Result<Exit> {
         let name = inputs::output_name(&args.target, &args.source, &adapters)?;
         let families = inputs::families(&args.target.arch_file)?;
         let source = Source::open(model, &adapters, &inputs::overlay(&args.source.merging)?)?;
+        let source = if args.target.format == Format::Onnx { source.with_modules()? } else { source };
         let files = Described::new(&source)?;
         let (arch, plan) = if args.target.format == Format::Onnx {
             let computation = files.computation(&source, &families, args.target.onnx.task.as_deref())?;

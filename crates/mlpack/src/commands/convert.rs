@@ -22,6 +22,9 @@ pub const EMBEDDED: &str = "embed-provenance";
 
 /// Converts a checkpoint to every variant asked for, in one pass.
 pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
+    if args.validation.validate && args.target.format != Format::Onnx {
+        bail!("--validate is for ONNX\n  expected: --to onnx");
+    }
     match args.target.format {
         Format::Gguf => inputs::no_onnx(&args.target)?,
         Format::GgufLora => return convert_lora(args, out),

@@ -23,6 +23,7 @@ mod run;
 mod serve;
 mod sign;
 mod trace;
+mod validate;
 mod verify;
 
 pub use archive::{export, import};
@@ -43,4 +44,5 @@ pub use run::run;
 pub use serve::serve;
 pub use sign::sign;
 pub use trace::trace;
+pub use validate::TooFar as GraphTooFar;
 pub use verify::verify;

@@ -3,18 +3,20 @@
 use super::changes;
 use super::convert::EMBEDDED;
 use super::described::Described;
+use super::validate::{self, Validated};
 use crate::cli::ConvertArgs;
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_json, files_table};
 use crate::{inputs, lineage};
 use mlpack_arch::Families;
 use mlpack_convert::{
-    Done, Limits, OnnxPlan, OnnxRequest, Precision, Resources, Source, convert_onnx, f16_overflows, plan_onnx,
+    Done, Limits, OnnxPlan, OnnxRequest, Precision, Resources, Source, f16_overflows, plan_onnx, seal_onnx, write_onnx,
 };
 use mlpack_fs::AtomicDir;
 use mlpack_onnx::FixedDims;
 use mlpack_provenance::{FoundRun, RunSource, Step, StepKind, Store};
 use mlpack_tensor::Escaped;
+use mlpack_validate::Runtime;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -56,24 +58,30 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
         embed: args.embed_provenance,
         others: inputs::merging_parameters(&args.source.merging),
     };
+    let runtime = validate::runtime(&args.validation, &asked.request)?;
     let adapters = inputs::adapters(&args.source)?;
     let resources = inputs::resources_on(&args.resources, &args.device, out)?;
     let families = inputs::families(&args.target.arch_file)?;
     let run = args.source.run.as_deref().map(|text| RunSource::parse(text, Path::new(""))).transpose()?;
-    let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
+    let source =
+        Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?.with_modules()?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
-    let made = convert_into(&source, &families, &mut asked, &runs, &args.output, &resources, out)?;
-    let Made { plan, done, task, dir } = &made;
+    let made = convert_into(&source, &families, &mut asked, &runs, &args.output, &resources, runtime.as_ref(), out)?;
+    let Made { plan, done, task, dir, validated } = &made;
     let dropped = &plan.plan.dropped;
     let left: Vec<_> = dropped.iter().map(|(name, reason)| json!({"tensor": name, "reason": reason})).collect();
     let request = &asked.request;
-    let value = json!({
+    let mut value = json!({
         "schema": "mlpack.convert-onnx/v1", "directory": dir, "files": files_json(&done.outputs),
         "task": task, "precisions": names(request), "profile": request.profile.name(),
         "layout": request.layout.name(), "kept_fp32": request.keep_fp32, "dropped": left,
         "warnings": plan.plan.warnings,
     });
     let mut text = files_table(&done.outputs);
+    if let Some(validated) = validated {
+        value["validation"] = validate::json(validated);
+        text.push_str(&validate::text(validated));
+    }
     for (name, reason) in dropped {
         text.push_str(&format!("left out: {} ({reason})\n", Escaped(name)));
     }
@@ -90,9 +98,12 @@ pub struct Made {
     done: Done,
     task: &'static str,
     dir: std::path::PathBuf,
+    validated: Option<Vec<Validated>>,
 }
 
-/// Converts into a directory that is not there yet, and records the step; shared with `rebuild`.
+/// Converts into a directory that is not there yet, validates where there is a runtime to do it in, and records the step; shared with
+/// `rebuild`.
+#[expect(clippy::too_many_arguments, reason = "what is read, what is asked, where it goes, and who is told")]
 pub fn convert_into(
     source: &Source,
     families: &Families,
@@ -100,6 +111,7 @@ pub fn convert_into(
     runs: &[FoundRun],
     output: &Path,
     resources: &Resources,
+    runtime: Option<&Runtime>,
     out: &Show,
 ) -> anyhow::Result<Made> {
     let described = Described::new(source)?;
@@ -134,15 +146,20 @@ pub fn convert_into(
     }
     out.device(resources, &plan.plan);
     let bar = out.progress(source.byte_len());
-    let done = convert_onnx(source, &plan, dir, resources, &|n| bar.inc(n))?;
+    let mut done = write_onnx(source, &plan, &dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     out.warnings(&done.warnings);
+    let request = &asked.request;
+    let validate = |runtime| validate::all(runtime, (source, &computation), request, &plan, dir.contents(), out);
+    let validated = runtime.map(validate).transpose()?;
+    seal_onnx(dir, &mut done)?;
     let dependencies = lineage::read(source, &plan.plan, &done, runs, &store, out)?;
     let mut step = Step::new(StepKind::Convert, parameters, dependencies);
     step.outputs = lineage::directory(&path, &done.outputs);
+    step.byproducts.extend(validated.as_ref().map(|all| ("validation".to_owned(), validate::json(all))));
     store.record(&step)?;
     store.write_sidecar(&step.outputs[0])?;
-    Ok(Made { plan, done, task: computation.task(), dir: path })
+    Ok(Made { plan, done, task: computation.task(), dir: path, validated })
 }
 
 fn names(request: &OnnxRequest) -> Vec<&'static str> {

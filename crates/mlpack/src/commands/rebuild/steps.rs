@@ -139,13 +139,13 @@ impl<'a> Again<'a> {
     }
 
     fn convert_onnx(&self, dir: &Path) -> anyhow::Result<()> {
-        let source = self.source()?;
+        let source = self.source()?.with_modules()?;
         let mut asked = onnx::asked(&self.recipe.parameters)?;
         let outputs = &self.recipe.outputs;
         let name = outputs.iter().map(|(name, _)| name.as_str()).find(|name| !name.contains('/')).unwrap_or("onnx");
         check_name(name)?;
         let (families, runs, output) = (self.families()?, self.runs()?, dir.join(name));
-        onnx::convert_into(&source, &families, &mut asked, &runs, &output, self.resources, self.out)?;
+        onnx::convert_into(&source, &families, &mut asked, &runs, &output, self.resources, None, self.out)?;
         Ok(())
     }
 
@@ -174,7 +174,9 @@ impl<'a> Again<'a> {
 
     /// The base or model, with its adapters in the order in which they were given.
     fn source(&self) -> anyhow::Result<Source> {
-        let base = self.role("base").chain(self.role("model")).next().and_then(Path::parent);
+        // Modules of the model have folders below its own.
+        let weights = self.role("base").chain(self.role("model"));
+        let base = weights.min_by_key(|path| path.components().count()).and_then(Path::parent);
         let base = base.context("the statement names no base and no model")?;
         let mut adapters: Vec<(u64, (PathBuf, f64))> = Vec::new();
         for (input, link) in self.links.iter().filter(|(input, _)| input.role == "adapter") {
