@@ -45,7 +45,7 @@ impl<'a> WeightRows<'a> {
         let mut room = Room::default();
         let reader = Reader::new(self.source, gather, step.row_len, true, None);
         let Stored::Safetensors(dtype) = reader.stored() else { unreachable!("roles are of floats") };
-        let bytes = reader.read(&rows, &mut room)?;
+        let bytes = reader.read(&rows, &mut room)?.unwrap_or(&room.gathered);
         let mut floats = vec![0.0; ((rows.end - rows.start) * step.row_len) as usize];
         mlpack_quant::widen(dtype, bytes, &mut floats)?;
         apply(role.values, Some(dtype), &mut floats);

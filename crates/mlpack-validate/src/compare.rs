@@ -44,7 +44,7 @@ impl Tolerance {
         match precision {
             Precision::Fp32 => Tolerance::Share(1e-4),
             Precision::Fp16 | Precision::Bf16 => Tolerance::Share(0.02),
-            Precision::Int8 => Tolerance::Cosine(0.97),
+            Precision::Int8 => Tolerance::Cosine(0.95),
             Precision::Int4 => Tolerance::Cosine(0.7),
         }
     }
