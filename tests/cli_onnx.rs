@@ -191,6 +191,14 @@ fn what_has_no_meaning_is_refused() {
 }
 
 #[test]
+fn an_option_of_onnx_is_not_ignored_where_a_gguf_file_is_asked_for() {
+    let dir = TestDir::new();
+    let args = ["convert", &base(), "--to", "gguf", "--quant", "Q8_0", "--asymmetric", "-o", "out"];
+    let text = refused(&dir, &args, 2);
+    assert!(text.contains("'--asymmetric' cannot be used with"), "{text}");
+}
+
+#[test]
 fn each_runtime_finds_what_it_looks_for() {
     let dir = TestDir::new();
     let convert = |layout: &str, precision: &str| {

@@ -11,34 +11,34 @@ pub struct OnnxArgs {
     pub precision: Vec<String>,
     /// What the graph is for: text-generation, feature-extraction, fill-mask, text-classification, token-classification or
     /// question-answering [default: what the model's class is for]
-    #[arg(long, value_name = "TASK", requires = "precision")]
+    #[arg(long, value_name = "TASK", requires = "precision", conflicts_with = "quant")]
     pub task: Option<String>,
     /// Operators of ONNX graphs [default: std]
-    #[arg(long, value_enum, requires = "precision")]
+    #[arg(long, value_enum, requires = "precision", conflicts_with = "quant")]
     pub profile: Option<OnnxProfile>,
     /// Values of a block of 4-bit and 8-bit matrices of ONNX graphs: 16, 32, 64, 128 or 256 [default: 32]
-    #[arg(long, value_name = "N", requires = "precision", value_parser = block_size)]
+    #[arg(long, value_name = "N", requires = "precision", conflicts_with = "quant", value_parser = block_size)]
     pub block_size: Option<u32>,
     /// Give the blocks of ONNX graphs zero points
-    #[arg(long, requires = "precision")]
+    #[arg(long, requires = "precision", conflicts_with = "quant")]
     pub asymmetric: bool,
     /// How exactly ONNX Runtime multiplies by blocks: 0 as it chooses, 1 in float32, 4 in integers, faster [default: 0]
-    #[arg(long, value_name = "LEVEL", requires = "precision", value_parser = clap::value_parser!(u32).range(0..=4))]
+    #[arg(long, value_name = "LEVEL", requires = "precision", conflicts_with = "quant", value_parser = clap::value_parser!(u32).range(0..=4))]
     pub accuracy_level: Option<u32>,
     /// How int8 and int4 matrices are stored: blocks, for ONNX Runtime's operators; qdq, for standard ones; dynamic, int8
     /// alone, also multiplied in integers [default: blocks; for int8 in profile portable dynamic]
-    #[arg(long, value_enum, requires = "precision")]
+    #[arg(long, value_enum, requires = "precision", conflicts_with = "quant")]
     pub scheme: Option<OnnxScheme>,
     /// Keep tensors in float32 in fp16 and bf16 graphs: those with such a part in their name, or `overflow`, those with a value
     /// that float16 cannot hold; separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "precision")]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "precision", conflicts_with = "quant")]
     pub keep_fp32: Vec<String>,
     /// The runtime that the directory is for: transformers.js (graphs in onnx/), plain (graphs beside config.json) or genai
     /// (onnxruntime-genai) [default: transformers.js]
-    #[arg(long, value_name = "RUNTIME", requires = "precision")]
+    #[arg(long, value_name = "RUNTIME", requires = "precision", conflicts_with = "quant")]
     pub layout: Option<String>,
     /// Sizes of inputs that are known, for runtimes that want static shapes: batch=N,sequence=N, and past=N for a decoder's cache
-    #[arg(long, value_name = "DIMS", value_delimiter = ',', requires = "precision")]
+    #[arg(long, value_name = "DIMS", value_delimiter = ',', requires = "precision", conflicts_with = "quant")]
     pub fix_dims: Vec<String>,
 }
 
