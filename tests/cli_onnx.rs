@@ -195,7 +195,7 @@ fn an_option_of_onnx_is_not_ignored_where_a_gguf_file_is_asked_for() {
     let dir = TestDir::new();
     let args = ["convert", &base(), "--to", "gguf", "--quant", "Q8_0", "--asymmetric", "-o", "out"];
     let text = refused(&dir, &args, 2);
-    assert!(text.contains("'--asymmetric' cannot be used with"), "{text}");
+    assert!(text.contains("'--quant <NAMES>' cannot be used with '--asymmetric'"), "{text}");
 }
 
 #[test]
