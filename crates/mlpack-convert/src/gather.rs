@@ -133,12 +133,15 @@ impl<'a> Reader<'a> {
 
     /// The numbers of the pieces that rows are made of, where they are not packed and not columns.
     fn pieces(&self, rows: &Range<u64>, pieces: &mut Vec<u64>) -> Option<()> {
+        let any = self.row_len.checked_div(self.gather.view.piece_len()).is_some_and(|per_row| per_row > 0);
+        (any && self.reads_windows()).then(|| self.list_pieces(rows, pieces))
+    }
+
+    fn list_pieces(&self, rows: &Range<u64>, pieces: &mut Vec<u64>) {
         let view = &self.gather.view;
-        let plain = matches!(self.gather.packing, Packing::None) && view.as_transposed().is_none();
-        let per_row = self.row_len.checked_div(view.piece_len()).filter(|n| plain && *n > 0)?;
+        let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
         pieces.clear();
         pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
-        Some(())
     }
 
     /// The rows, as the source stores them, where they are used as they lie in the window or the map; else `None`, and they are
@@ -153,10 +156,8 @@ impl<'a> Reader<'a> {
         {
             return self.read_columns(*position, matrix, rows, room).map(|()| None);
         }
-        let per_row = self.row_len.checked_div(view.piece_len()).unwrap_or(0);
         let Room { pieces, gathered, merged, merging } = room;
-        pieces.clear();
-        pieces.extend((rows.start * per_row..rows.end * per_row).map(|piece| view.source_piece(piece)));
+        self.list_pieces(rows, pieces);
         gathered.clear();
         match &self.gather.packing {
             Packing::None => {}

@@ -64,7 +64,7 @@ impl Offload {
     pub(crate) fn finish(self, slabs: usize) -> (u64, Vec<String>) {
         let done = self.done.into_inner();
         let warning = self.failed.into_inner().map(|error| {
-            let error = error.to_string().split('\n').map(str::trim).collect::<Vec<_>>().join("; ");
+            let error = error.in_one_line();
             format!("{error}; {done} of {slabs} slabs were done there and the others on the CPU, with the same bytes")
         });
         (done, warning.into_iter().collect())
@@ -178,11 +178,12 @@ impl Work<'_> {
 
     /// How a target is written by a device, where it can be.
     fn way(&self, slab: &Slab, reader: &Reader<'_>, target: usize) -> Option<Way> {
-        let place = self.plan.steps[slab.step].targets[target];
-        let tensor = &self.plan.outputs[place.output].tensors[place.tensor];
-        if tensor.stored.same_bytes(reader.stored()) {
+        let step = &self.plan.steps[slab.step];
+        if self.is_as_is(step, target, reader) {
             return Some(Way::Stored);
         }
+        let place = step.targets[target];
+        let tensor = &self.plan.outputs[place.output].tensors[place.tensor];
         let Stored::Ggml(ty) = tensor.stored else { return None };
         if !can_encode(ty) {
             return None;

@@ -101,16 +101,16 @@ impl Work<'_> {
             return Ok(byte_len);
         }
         let mut reader = Reader::new(self.source, gather, step.row_len, true, self.tally);
-        let maps = self.source.files();
         // What the slab has in memory of the source: a copy where the rows are used once, as they lie there, else the map.
         let copy: SharedBytes;
         let mut at_hand = Vec::with_capacity(shares.len());
         let copied = match &shares[..] {
             [(file, range)] if reader.reads_windows() => {
                 let mut buffer = buffers.take((range.end - range.start) as usize);
-                maps[*file].read_at(range.start, buffer.bytes_mut())?;
+                let input = &self.hashers[*file];
+                input.file().read_at(range.start, buffer.bytes_mut())?;
                 copy = buffer.share();
-                self.hashers[*file].offer(range.clone(), Some(&copy));
+                input.offer(range.clone(), Some(&copy));
                 let window = Window { file: *file, start: range.start, bytes: &copy };
                 reader = reader.with_window(window);
                 at_hand.push(window);
@@ -118,10 +118,10 @@ impl Work<'_> {
             }
             shares => {
                 for (file, range) in shares {
-                    self.hashers[*file].offer(range.clone(), None);
-                    let bytes = range.start as usize..range.end as usize;
-                    maps[*file].prepare(bytes.clone());
-                    at_hand.push(Window { file: *file, start: range.start, bytes: &maps[*file].bytes()[bytes] });
+                    let (input, bytes) = (&self.hashers[*file], range.start as usize..range.end as usize);
+                    input.offer(range.clone(), None);
+                    input.file().prepare(bytes.clone());
+                    at_hand.push(Window { file: *file, start: range.start, bytes: &input.file().bytes()[bytes] });
                 }
                 None
             }
@@ -144,8 +144,11 @@ impl Work<'_> {
             buffers.give_back(made);
         }
         for ((file, range), Window { bytes, .. }) in shares.iter().zip(at_hand) {
-            self.hashers[*file].used(range.clone(), Some(bytes))?;
-            maps[*file].release(range.start as usize..range.end as usize);
+            let input = &self.hashers[*file];
+            input.used(range.clone(), Some(bytes))?;
+            if copied.is_none() {
+                input.file().release(range.start as usize..range.end as usize);
+            }
         }
         if let Some(copy) = copied {
             buffers.give_back(copy.clone());
@@ -172,7 +175,7 @@ impl Work<'_> {
     }
 
     /// Whether a target stores the very bytes that were read or merged.
-    fn is_as_is(&self, step: &Step, target: usize, reader: &Reader<'_>) -> bool {
+    pub(crate) fn is_as_is(&self, step: &Step, target: usize, reader: &Reader<'_>) -> bool {
         let place = step.targets[target];
         let stored = self.plan.outputs[place.output].tensors[place.tensor].stored;
         reader.change() == ValueChange::None && reader.factor() == 1.0 && stored.same_bytes(reader.stored())

@@ -1,7 +1,7 @@
 // What every kernel source shares: the same C is compiled for a device by nvcc and for the host by a C compiler, so that
 // its logic is tested where there is no device. Both compilers are told not to fuse multiplications with additions.
 //
-// Inputs are finite floats; whoever copies them looks for others (widen.h).
+// Inputs are finite floats; whoever copies them looks for others (rows.h).
 #ifndef MLPACK_DUAL_H
 #define MLPACK_DUAL_H
 

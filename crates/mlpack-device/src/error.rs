@@ -107,6 +107,11 @@ impl Error {
         }
     }
 
+    /// The text, for within a sentence.
+    pub fn in_one_line(&self) -> String {
+        self.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -3,7 +3,7 @@
 //! An output is written beside its final name as `.NAME.mlpack-partial`, flushed, and renamed. A crash leaves at most
 //! that file, which the next run of the same output takes over; an error removes it.
 
-use crate::hash::{Bytes, Content, ExtentHasher, READ_LEN, Run, hash_together};
+use crate::hash::{Content, ExtentHasher, Run, hash_together};
 use crate::queue::{Turn, WriteQueue};
 use crate::{Error, InputExtent, Operation, Sha256, SharedBytes};
 use std::ffi::OsString;
@@ -332,12 +332,8 @@ pub fn write_together(extents: &[Extent<'_>], input: Option<InputExtent<'_>>) ->
 }
 
 impl Content for AtomicFile {
-    fn read(&self, range: Range<u64>, mut room: Vec<u8>) -> Result<Bytes<'_>, Error> {
-        room.resize(READ_LEN.min((range.end - range.start) as usize), 0);
-        self.file
-            .read_exact_at(&mut room, range.start)
-            .map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))?;
-        Ok(Bytes::Read(room))
+    fn read_back(&self, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(bytes, start).map_err(|e| Error::io(Operation::Read, &self.partial.temporary, e))
     }
 }
 

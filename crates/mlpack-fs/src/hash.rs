@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 const PIECE_LEN: usize = 32 << 10;
 
 /// Bytes that are read back at a time.
-pub(crate) const READ_LEN: usize = 256 << 10;
+const READ_LEN: usize = 256 << 10;
 
 /// Bytes behind what is hashed that are kept in memory for their turn. What lies further ahead is read back.
 const WAITING_LEN: u64 = 32 << 20;
@@ -53,11 +53,6 @@ impl Early {
         self.extents.insert(extent.start, Noted { end: extent.end, bytes });
     }
 
-    /// Takes away the extent that starts at `start`.
-    fn remove(&mut self, start: u64) -> Option<Noted> {
-        self.extents.remove(&start)
-    }
-
     /// Whether the extent that starts at `start` is noted and may be hashed alone.
     fn is_ready(&self, start: u64) -> bool {
         let before = self.offered.range(..=start).next_back();
@@ -67,12 +62,12 @@ impl Early {
 
 /// The file whose extents are hashed.
 pub(crate) trait Content {
-    /// Bytes from the start of `range` on, at least one, of which all are there. `room` may hold them.
-    fn read(&self, range: Range<u64>, room: Vec<u8>) -> Result<Bytes<'_>, Error>;
+    /// Reads the bytes from `start` on, of which all are there.
+    fn read_back(&self, start: u64, bytes: &mut [u8]) -> Result<(), Error>;
 }
 
 /// Bytes to be hashed.
-pub(crate) enum Bytes<'a> {
+enum Bytes<'a> {
     Borrowed(&'a [u8]),
     Kept(SharedBytes, usize),
     Read(Vec<u8>),
@@ -116,7 +111,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         self.done = 0;
-        let room = match std::mem::replace(&mut self.bytes, Bytes::Borrowed(&[])) {
+        let mut room = match std::mem::replace(&mut self.bytes, Bytes::Borrowed(&[])) {
             Bytes::Read(room) => room,
             _ => Vec::new(),
         };
@@ -125,7 +120,7 @@ impl<'a> Run<'a> {
         let mine = mine.filter(|bytes| !bytes.is_empty());
         if at == self.end {
             let mut early = self.extents.early();
-            let noted = if self.offered || early.is_ready(at) { early.remove(at) } else { None };
+            let noted = if self.offered || early.is_ready(at) { early.extents.remove(&at) } else { None };
             drop(early);
             let end = noted.as_ref().map(|noted| noted.end).or(mine.map(|bytes| at + bytes.len() as u64));
             let Some(end) = end else { return Ok(()) };
@@ -139,7 +134,9 @@ impl<'a> Run<'a> {
             self.bytes = Bytes::Borrowed(&bytes[..bytes.len().min((self.end - at) as usize)]);
             return Ok(());
         }
-        self.bytes = self.content.read(at..self.end, room)?;
+        room.resize(READ_LEN.min((self.end - at) as usize), 0);
+        self.content.read_back(at, &mut room)?;
+        self.bytes = Bytes::Read(room);
         Ok(())
     }
 
@@ -263,8 +260,7 @@ impl ExtentHasher {
     /// The way through everything that is noted, offered or not, unless somebody hashes. `mine` is where bytes begin that the
     /// caller has, and these.
     pub(crate) fn run<'a>(&'a self, mine: (u64, &'a [u8]), content: &'a dyn Content) -> Option<Run<'a>> {
-        let mut run = Run::new(self, content, self.front.try_lock().ok()?);
-        run.mine = Some(mine);
+        let mut run = self.run_from(|_| true, mine, content)?;
         run.offered = true;
         Some(run)
     }

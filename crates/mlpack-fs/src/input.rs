@@ -1,6 +1,6 @@
 //! The digest of an input on the way.
 
-use crate::hash::{Bytes, Content, ExtentHasher, READ_LEN, Run, hash_together};
+use crate::hash::{Content, ExtentHasher, Run, hash_together};
 use crate::{Error, MappedFile, Sha256, SharedBytes};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -37,6 +37,11 @@ impl<'a> InputHasher<'a> {
     /// The digest of `file` is known: nothing is hashed.
     pub fn with_digest(file: &'a MappedFile, sha256: Sha256) -> InputHasher<'a> {
         InputHasher { known: Some(sha256), ..InputHasher::new(file) }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &'a MappedFile {
+        self.file
     }
 
     /// Says that `range` of the file will be used next: it may be hashed beside an output from now on, from `bytes`, where they are
@@ -120,10 +125,8 @@ impl<'a> InputExtent<'a> {
 }
 
 impl Content for InputHasher<'_> {
-    fn read(&self, range: Range<u64>, mut room: Vec<u8>) -> Result<Bytes<'_>, Error> {
-        room.resize(READ_LEN.min((range.end - range.start) as usize), 0);
-        self.file.read_at(range.start, &mut room)?;
-        Ok(Bytes::Read(room))
+    fn read_back(&self, start: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.file.read_at(start, bytes)
     }
 }
 

@@ -109,8 +109,7 @@ pub fn resources_on(args: &ResourceArgs, on: &DeviceArgs, out: &Show) -> anyhow:
             Ok(device) => Some((device, true)),
             Err(error) => {
                 if choice.is_some() || Device::IS_BUILT {
-                    let reason = error.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ");
-                    out.step(&format!("device: the CPU ({reason})"));
+                    out.step(&format!("device: the CPU ({})", error.in_one_line()));
                 }
                 None
             }

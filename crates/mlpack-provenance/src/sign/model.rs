@@ -11,7 +11,7 @@ use super::bundle::{Bundle, HintStyle};
 use super::key::{KeyAlgorithm, PrivateKey, PublicKey};
 use crate::tree::{GIT_FILES, IGNORED, hash_listed, list_tree};
 use crate::{Error, json};
-use mlpack_fs::{MappedFile, Sha256, hash_file, read_bounded};
+use mlpack_fs::{MappedFile, Sha256, hash_file, hash_files, read_bounded};
 use mlpack_tensor::{Escaped, join_limited};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -253,13 +253,19 @@ impl Signed {
     }
 
     fn check(&self, place: impl Fn(&str) -> Option<PathBuf>) -> Result<Vec<Resource>, Error> {
+        let found: Vec<Option<PathBuf>> =
+            self.parts.keys().map(|name| place(name).filter(|path| path.is_file())).collect();
+        let is_whole = |parts: &[(u64, Option<u64>, Sha256)]| matches!(parts, [(_, None, _)]);
+        let whole = self.parts.values().zip(&found).filter(|(parts, _)| is_whole(parts));
+        let whole: Vec<&PathBuf> = whole.filter_map(|(_, path)| path.as_ref()).collect();
+        let mut digests = hash_files(&whole)?.into_iter();
         let mut checked = Vec::with_capacity(self.parts.len());
-        for (name, parts) in &self.parts {
-            let fault = match place(name).filter(|path| path.is_file()) {
+        for ((name, parts), path) in self.parts.iter().zip(found) {
+            let fault = match path {
                 None => Some("is missing"),
                 Some(path) => {
                     let same = match parts.as_slice() {
-                        [(_, None, digest)] => hash_file(&path)?.0 == *digest,
+                        [(_, None, digest)] => digests.next() == Some(*digest),
                         parts => {
                             let file = MappedFile::open(&path)?;
                             let len = parts.last().and_then(|(_, end, _)| *end);
