@@ -479,6 +479,56 @@ fn embedded_pointers_are_shown_as_claims_and_fit_the_statement_that_they_name() 
 }
 
 #[test]
+fn a_merged_checkpoint_and_a_modelfile_say_what_they_are_made_from() {
+    let dir = &TestDir::new();
+    for part in ["kjv-llama", "legal-qa-lora", "mlflow"] {
+        dir.copy(&format!("legal-qa/{part}"), part);
+    }
+    let release = "name = \"m\"\nbase = \"kjv-llama\"\noutput = \"out\"\nembed_provenance = true\n\
+        [[adapter]]\npath = \"legal-qa-lora\"\n[gguf]\nquant = [\"F16\"]\n[publish]\nto = \"oci:layout:v1\"\n\
+        [merge]\noutput = \"merged\"\nmax_shard_size = \"1MB\"\n";
+    std::fs::write(dir.path("mlpack.toml"), release).unwrap();
+    mlpack(dir).args(["release"]).succeed();
+    let merge = ["merge", "kjv-llama", "-a", "legal-qa-lora", "--max-shard-size", "1MB", "-o", "plain"];
+    mlpack(dir).args(merge).succeed();
+    let first = |dir: &TestDir, folder: &str| {
+        let shard = |path: &String| path.starts_with(&format!("{folder}/")) && path.ends_with(".safetensors");
+        let shards: Vec<String> = dir.listing().into_iter().filter(shard).collect();
+        assert!(shards.len() > 1, "{shards:?}");
+        shards
+    };
+    // Nothing else changes: the other shards, and the tensors of the first.
+    let (plain, made) = (first(dir, "plain"), first(dir, "out/merged"));
+    for (plain, made) in plain.iter().zip(&made).skip(1) {
+        assert_eq!(sha256(&dir.path(plain)), sha256(&dir.path(made)));
+    }
+    let open = |path: &str| mlpack_safetensors::SafetensorsFile::open(&dir.path(path)).unwrap();
+    let (plain, said) = (open(&plain[0]), open(&made[0]));
+    for (a, b) in plain.entries().iter().zip(said.entries()) {
+        assert_eq!((&a.name, plain.bytes(a)), (&b.name, said.bytes(b)));
+    }
+    let text = mlpack(dir).args(["trace", "out/merged"]).succeed();
+    assert!(text.contains("embedded build id=fits the statement"), "{text}");
+    assert_eq!(mlpack(dir).args(["rebuild", "out/merged"]).json()["same"], true);
+    // The file alone: claims.
+    let away = TestDir::new();
+    std::fs::copy(dir.path(&made[0]), away.path("m.safetensors")).unwrap();
+    let text = mlpack(&away).args(["trace", "m.safetensors"]).succeed();
+    for part in ["kjv-llama/model.safetensors", "[claimed]", RUN, "the file says so itself"] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    // The Modelfile has what the file of its model says.
+    let metadata = mlpack_safetensors::read_metadata(said.preamble()).unwrap();
+    assert_eq!(metadata["format"], "pt");
+    let modelfile = std::fs::read_to_string(dir.path("out/m-F16.Modelfile")).unwrap();
+    let comments: Vec<&str> = modelfile.lines().take_while(|line| line.starts_with("# mlpack.")).collect();
+    assert!(comments[0].starts_with("# mlpack.build: "), "{modelfile}");
+    for key in ["mlpack.base.0.sha256", "mlpack.adapter.0.sha256", "mlpack.run.0.uri"] {
+        assert!(comments.contains(&format!("# {key}: {}", metadata[key]).as_str()), "{key}\n{modelfile}");
+    }
+}
+
+#[test]
 fn a_base_is_hashed_once_as_long_as_nothing_tells_that_it_changed() {
     let dir = TestDir::new();
     dir.copy("legal-qa/kjv-llama", "base");

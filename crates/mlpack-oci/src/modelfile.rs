@@ -28,6 +28,8 @@ const MODELFILE_LIMIT: u64 = 4 << 20;
 /// A Modelfile: instructions in order, at least one of them FROM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Modelfile {
+    // Lines before the instructions.
+    comments: Vec<String>,
     instructions: Vec<Instruction>,
 }
 
@@ -88,7 +90,7 @@ impl Role {
 impl Modelfile {
     /// A Modelfile with its FROM: a path relative to the file, or a model's name.
     pub fn new(from: impl Into<String>) -> Modelfile {
-        Modelfile { instructions: vec![Instruction::From(from.into())] }
+        Modelfile { comments: Vec::new(), instructions: vec![Instruction::From(from.into())] }
     }
 
     /// Reads a Modelfile.
@@ -105,7 +107,7 @@ impl Modelfile {
         if !instructions.iter().any(|i| matches!(i, Instruction::From(_))) {
             return Err(failed((text.lines().count().max(1), ModelfileProblem::NoFrom)));
         }
-        Ok(Modelfile { instructions })
+        Ok(Modelfile { comments: Vec::new(), instructions })
     }
 
     /// The instructions in order.
@@ -123,6 +125,11 @@ impl Modelfile {
         }
     }
 
+    /// Adds a comment before the instructions. Line breaks in it become spaces.
+    pub fn comment(&mut self, text: impl Into<String>) {
+        self.comments.push(text.into().replace(['\n', '\r'], " "));
+    }
+
     /// The names of parameters in it that Ollama only warns about and ignores.
     pub fn deprecated_parameters(&self) -> Vec<&'static str> {
         let deprecated = |i: &Instruction| match i {
@@ -134,7 +141,7 @@ impl Modelfile {
 
     /// The file's text. The same instructions give the same bytes.
     pub fn render(&self) -> Result<String, Error> {
-        let mut text = String::new();
+        let mut text: String = self.comments.iter().map(|comment| format!("# {comment}\n")).collect();
         for instruction in &self.instructions {
             let (name, head, value, style) = instruction.parts();
             let value =

@@ -59,15 +59,21 @@ pub fn lay_out(tensors: &[NewTensor]) -> Option<FileLayout> {
         ranges[i] = at..end;
         at = end;
     }
-    let mut text = Value::Object(header).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let start = 8 + text.len() as u64;
-    let mut preamble = (text.len() as u64).to_le_bytes().to_vec();
-    preamble.extend(text);
+    let preamble = preamble(header);
+    let start = preamble.len() as u64;
     for range in &mut ranges {
         *range = range.start.checked_add(start)?..range.end.checked_add(start)?;
     }
     Some(FileLayout { preamble, ranges, byte_len: at.checked_add(start)? })
+}
+
+/// The length prefix and the header.
+pub(crate) fn preamble(header: Map<String, Value>) -> Vec<u8> {
+    let mut text = Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut preamble = (text.len() as u64).to_le_bytes().to_vec();
+    preamble.extend(text);
+    preamble
 }
 
 /// Cuts tensors into shards of at most so many bytes of data, in their order; a larger tensor has one of its own. Gives the

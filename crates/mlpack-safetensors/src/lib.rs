@@ -23,8 +23,10 @@ mod checkpoint;
 mod error;
 mod file;
 mod layout;
+mod metadata;
 
 pub use checkpoint::{Checkpoint, INDEX_NAME, TensorInfo};
 pub use error::{Error, TensorProblem};
 pub use file::{Entry, SafetensorsFile};
 pub use layout::{FileLayout, NewTensor, index, lay_out, shard, shard_name};
+pub use metadata::{add_metadata, read_metadata};

@@ -176,6 +176,9 @@ pub struct MergeArgs {
     /// The most bytes of a weights file, such as 5GB; the model is cut anew [default: the base's files]
     #[arg(long, value_name = "SIZE")]
     pub max_shard_size: Option<String>,
+    /// Write into the first weights file what the model is made from: mlpack.* metadata that trace shows as claims
+    #[arg(long)]
+    pub embed_provenance: bool,
     #[command(flatten)]
     pub resources: ResourceArgs,
     #[command(flatten)]

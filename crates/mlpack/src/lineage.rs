@@ -5,14 +5,17 @@ use anyhow::bail;
 use mlpack_convert::{Done, Plan, Resources, SealedFile, Source};
 use mlpack_fs::{FileStamp, Sha256, hash_file};
 use mlpack_provenance::{
-    Artifact, Dependency, FoundRun, OtherBase, Role, RunSource, Step, StepKind, Store, find_run, other_bases,
+    Artifact, BaseModel, Dependency, FoundRun, OtherBase, Role, RunSource, Step, StepKind, Store, find_run, other_bases,
 };
-use mlpack_tensor::{Escaped, MetaValue};
+use mlpack_tensor::{Escaped, MetaValue, Metadata};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// The annotation with the place of one of several adapters.
 pub const ORDER: &str = "order";
+
+/// The tag of MLflow with the repository of the code that trained.
+const REPOSITORY: &str = "mlflow.source.git.repoURL";
 
 /// Bytes of the longest graph that is asked what it says.
 const MAX_GRAPH_LEN: u64 = 64 << 20;
@@ -122,8 +125,8 @@ pub fn recall(source: &Source, plan: &mut Plan, store: &Store) {
     }
 }
 
-/// Writes into every planned GGUF file or graph what it will be made from: `mlpack.*` keys, and `general.*` keys where the model's
-/// own files do not say. The inputs are read once more for that: their digests stand before the weights.
+/// Writes into every planned GGUF file, graph or first shard what it will be made from: `mlpack.*` keys, and `general.*` keys
+/// where the model's own files do not say. The inputs are read once more for that: their digests stand before the weights.
 pub fn embed(
     kind: StepKind,
     source: &Source,
@@ -149,17 +152,24 @@ pub fn embed(
             shared.push((format!("mlpack.{word}.{i}.sha256"), MetaValue::String(digest)));
         }
     }
-    let (mut datasets, mut bases) = (Vec::new(), Vec::new());
+    let (mut datasets, mut bases, mut repositories) = (Vec::new(), Vec::<&BaseModel>::new(), Vec::new());
     for (i, run) in runs.iter().enumerate() {
         let FoundRun::Known(run) = run else { continue };
         shared.push((format!("mlpack.run.{i}.uri"), text(&run.record.source.uri)));
         shared.push((format!("mlpack.run.{i}.sha256"), text(&run.record.digest().to_string())));
         datasets.extend(run.record.datasets.iter().map(|d| (d.name.as_str(), d.sha256.as_deref())));
-        bases.extend(run.record.base_model.as_ref().map(|base| base.name.as_str()));
+        bases.extend(&run.record.base_model);
+        repositories.extend(run.record.code.get(REPOSITORY).map(String::as_str));
     }
     for (i, (_, sha256)) in datasets.iter().enumerate() {
         shared.extend(sha256.map(|sha256| (format!("mlpack.dataset.{i}.sha256"), text(sha256))));
     }
+    // The code that trained the first of them.
+    shared.extend(repositories.first().map(|url| ("general.source.repo_url".to_owned(), text(url))));
+    for (i, base) in bases.iter().enumerate() {
+        shared.extend(base.revision.as_deref().map(|at| (format!("general.base_model.{i}.version"), text(at))));
+    }
+    let bases: Vec<&str> = bases.iter().map(|base| base.name.as_str()).collect();
     for (what, names) in [("base_model", bases), ("dataset", datasets.into_iter().map(|(name, _)| name).collect())] {
         if !names.is_empty() {
             shared.push((format!("general.{what}.count"), MetaValue::U32(names.len() as u32)));
@@ -171,7 +181,7 @@ pub fn embed(
     let mut told = Vec::new();
     for output in &mut plan.outputs {
         let variant = output.variant.unwrap_or_default();
-        // Of the parts of a split file the first one speaks for all.
+        // Of the parts of a split file or a checkpoint the first one speaks for all.
         if told.contains(&variant) {
             continue;
         }
@@ -186,22 +196,46 @@ pub fn embed(
 
 /// What a file says about where it comes from: the `mlpack.*` entries of its metadata.
 pub fn embedded(path: &Path) -> Vec<(String, String)> {
+    if path.is_dir() {
+        return first_shard(path).map(|shard| embedded(&shard)).unwrap_or_default();
+    }
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
+        // A file that is none says nothing.
+        let Ok(file) = mlpack_safetensors::SafetensorsFile::open(path) else { return Vec::new() };
+        let entries = mlpack_safetensors::read_metadata(file.preamble()).unwrap_or_default();
+        return entries.into_iter().filter(|(key, _)| is_ours(key)).collect();
+    }
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
         // Weights may be in it too, but then it is not one of ours.
         let Ok(model) = mlpack_fs::read_bounded(path, MAX_GRAPH_LEN) else { return Vec::new() };
         let entries = mlpack_onnx::read_metadata(&model).unwrap_or_default();
-        return entries.into_iter().filter(|(key, _)| key.starts_with("mlpack.")).collect();
+        return entries.into_iter().filter(|(key, _)| is_ours(key)).collect();
     }
     if !path.is_file() || !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Vec::new();
     }
     // A file that is no GGUF says nothing.
     let Ok(gguf) = mlpack_gguf::GgufFile::open(path) else { return Vec::new() };
+    said(gguf.metadata())
+}
+
+/// The `mlpack.*` entries of a GGUF file's metadata.
+pub fn said(metadata: &Metadata) -> Vec<(String, String)> {
     let entry = |(key, value): (&str, &MetaValue)| match value {
-        MetaValue::String(text) if key.starts_with("mlpack.") => Some((key.to_owned(), text.clone())),
+        MetaValue::String(text) if is_ours(key) => Some((key.to_owned(), text.clone())),
         _ => None,
     };
-    gguf.metadata().iter().filter_map(entry).collect()
+    metadata.iter().filter_map(entry).collect()
+}
+
+fn is_ours(key: &str) -> bool {
+    key.starts_with("mlpack.")
+}
+
+/// The first by name of the weight files in a folder.
+fn first_shard(dir: &Path) -> Option<PathBuf> {
+    let files = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).min()
 }
 
 /// The training run of each adapter: the one named, else the one that files beside the adapter tell about.

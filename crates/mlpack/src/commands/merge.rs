@@ -1,6 +1,7 @@
 //! `mlpack merge`
 
 use super::changes;
+use super::convert::EMBEDDED;
 use crate::cli::{MergeArgs, MergingArgs};
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_json, files_table};
@@ -20,7 +21,7 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let request = MergeRequest { max_shard_size, measures_changes: args.source.merging.report.is_some() };
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
-    let parameters = merge_parameters(&args.source.merging, max_shard_size);
+    let parameters = merge_parameters(&args.source.merging, max_shard_size, args.embed_provenance);
     let Done { outputs: files, changes, kept, .. } =
         merge_into(&source, &request, parameters, &runs, AtomicDir::take_up(&args.output)?, &resources, out)?;
     let mut text = files_table(&files);
@@ -36,15 +37,18 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
 }
 
 /// What was asked for, as the statement says it.
-pub fn merge_parameters(args: &MergingArgs, max_shard_size: Option<u64>) -> Map<String, Value> {
+pub fn merge_parameters(args: &MergingArgs, max_shard_size: Option<u64>, embed: bool) -> Map<String, Value> {
     let mut parameters = inputs::merging_parameters(args);
     if let Some(size) = max_shard_size {
         parameters.insert("max_shard_size".to_owned(), size.into());
     }
+    if embed {
+        parameters.insert(EMBEDDED.to_owned(), true.into());
+    }
     parameters
 }
 
-/// Merges, and records the step; shared with `release`.
+/// Merges, and records the step; shared with `release` and `rebuild`.
 pub fn merge_into(
     source: &Source,
     request: &MergeRequest,
@@ -58,6 +62,10 @@ pub fn merge_into(
     let store = Store::beside(path.parent().unwrap_or(Path::new("")));
     let mut merge_plan = plan_merge(source, request)?;
     lineage::recall(source, &mut merge_plan.plan, &store);
+    if parameters.contains_key(EMBEDDED) {
+        let parameters = |_: &str| Ok(parameters.clone());
+        lineage::embed(StepKind::Merge, source, &mut merge_plan.plan, runs, resources, parameters)?;
+    }
     let plan = &merge_plan.plan;
     out.warnings(&plan.warnings);
     out.step(&format!(

@@ -1,12 +1,13 @@
 //! The Modelfile beside a GGUF: what `ollama create -f` reads.
 
 use crate::cli::ModelfileArgs;
+use crate::lineage;
 use crate::show::Show;
 use anyhow::Context as _;
 use mlpack_fs::{read_to_string_bounded, write_atomic};
 use mlpack_gguf::GgufFile;
 use mlpack_oci::{ChatTemplate, Instruction, Modelfile, Parameter, translate};
-use mlpack_tensor::{MetaArray, MetaValue, Metadata};
+use mlpack_tensor::{Escaped, MetaArray, MetaValue, Metadata};
 use std::path::{Path, PathBuf};
 
 /// The largest template or licence that is read.
@@ -65,6 +66,10 @@ pub fn write_beside(gguf: &GgufFile, settings: &Settings, out: &Show) -> anyhow:
     }
     let file_name = gguf.path().file_name().unwrap_or_default().to_string_lossy();
     let mut modelfile = Modelfile::new(format!("./{file_name}"));
+    // What the model says of where it comes from.
+    for (key, text) in lineage::said(gguf.metadata()) {
+        modelfile.comment(format!("{}: {}", Escaped(&key), Escaped(&text)));
+    }
     let mut stops = Vec::new();
     match &settings.template {
         Some(template) => modelfile.set(Instruction::Template(template.clone())),

@@ -33,6 +33,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let settings = settings(&config)?;
     let mut quantizer = Quantizer::new(&config.quantize, config.folder())?;
     let merging = config.merge.merging();
+    quantizer.embed = config.embed_provenance;
     quantizer.parameters.extend(inputs::merging_parameters(&merging));
     let max_shard_size = config.merge.max_shard_size.as_deref().map(inputs::size).transpose()?;
     let resources = inputs::resources_on(&args.resources, &args.device, out)?;
@@ -51,7 +52,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         let ours = mlpack_provenance::sidecar_path(&path).is_file();
         let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
         let request = MergeRequest { max_shard_size, measures_changes: false };
-        let parameters = merge_parameters(&merging, max_shard_size);
+        let parameters = merge_parameters(&merging, max_shard_size, config.embed_provenance);
         merge_into(&source, &request, parameters, &runs, merged, &resources, out)?;
         key.as_ref().map_or(Ok(()), |key| sign_made(&path, key, out))?;
     }

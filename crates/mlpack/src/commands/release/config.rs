@@ -37,6 +37,9 @@ pub struct Config {
     pub run: Option<String>,
     /// The training data, to be hashed and compared with what the run says.
     pub dataset: Option<PathBuf>,
+    /// Whether the files say what they are made from.
+    #[serde(default)]
+    pub embed_provenance: bool,
     /// The adapters.
     #[serde(default)]
     pub adapter: Vec<AdapterConfig>,
