@@ -208,6 +208,13 @@ pub fn find_run_with(
     if run.record.base_model.is_some() {
         run.record.inferred.push("base_model".to_owned());
     }
+    run.record.environment = trainer::environment(adapter_dir)?;
+    if !run.record.environment.is_empty() {
+        run.record.inferred.push("environment".to_owned());
+    }
+    if let Some(version) = run.record.params.get("transformers_version") {
+        run.record.environment.entry("transformers".to_owned()).or_insert_with(|| version.clone());
+    }
     if run.record.datasets.is_empty() {
         run.record.datasets = trainer::card_datasets(adapter_dir)?;
         if let Some(dataset) = dataset {

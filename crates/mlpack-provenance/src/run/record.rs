@@ -53,6 +53,9 @@ pub struct RunRecord {
     /// The tags that say which code ran.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub code: BTreeMap<String, String>,
+    /// The software that ran, in lower case, with its versions: `peft`, `transformers`, `pytorch`, …
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     /// What it was trained on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub datasets: Vec<Dataset>,
@@ -177,6 +180,7 @@ impl RunRecord {
             curves: BTreeMap::new(),
             thinned: BTreeMap::new(),
             code: BTreeMap::new(),
+            environment: BTreeMap::new(),
             datasets: Vec::new(),
             base_model: None,
             models: Vec::new(),

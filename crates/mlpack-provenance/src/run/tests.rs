@@ -79,7 +79,8 @@ fn the_fixture_run_is_read_with_its_values() {
             ("legal-qa-lora/trainer_state.json", "5244e69f5699acfe0cd508d862cfd942dd32478be8265d5e5e7b6224f8b7cb7a"),
         ]
     );
-    assert_eq!(record.inferred, ["base_model", "trainer"]);
+    assert_eq!(record.inferred, ["base_model", "environment", "trainer"]);
+    assert_eq!(record.environment["peft"], "0.21.2");
 }
 
 #[test]

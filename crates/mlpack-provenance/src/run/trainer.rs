@@ -22,6 +22,8 @@ const MAX_CARD_LEN: u64 = 4 << 20;
 const MAX_CARD_VALUE_LEN: usize = 1024;
 /// Most datasets of a model card.
 const MAX_CARD_DATASETS: usize = 64;
+/// Most versions of a model card.
+const MAX_CARD_VERSIONS: usize = 64;
 /// The fields of the state that say how far the training went.
 const PROGRESS: [&str; 6] = ["epoch", "global_step", "max_steps", "num_train_epochs", "total_flos", "train_batch_size"];
 
@@ -100,13 +102,29 @@ fn evidence(path: &Path, sha256: mlpack_fs::Sha256) -> Evidence {
     Evidence { file, sha256: sha256.to_string() }
 }
 
+fn adapter_config(dir: &Path) -> Result<Option<Value>, Error> {
+    let path = dir.join("adapter_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, MAX_CONFIG_LEN)?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| Error::Json { origin: path.display().to_string(), source })
+}
+
+/// The versions of the software that trained: of the model card, and PEFT's of `adapter_config.json`.
+pub(super) fn environment(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let mut versions = card(dir)?.map(|card| card.versions).unwrap_or_default();
+    let config = adapter_config(dir)?;
+    let peft = config.as_ref().and_then(|config| config.get("peft_version")?.as_str());
+    versions.extend(peft.map(|version| ("peft".to_owned(), redact(version))));
+    Ok(versions)
+}
+
 /// The base model that `adapter_config.json` names, else the one of the model card.
 pub(super) fn base_model(dir: &Path) -> Result<Option<BaseModel>, Error> {
-    let path = dir.join("adapter_config.json");
-    if path.is_file() {
-        let bytes = read_bounded(&path, MAX_CONFIG_LEN)?;
-        let config: Value = serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Json { origin: path.display().to_string(), source })?;
+    if let Some(config) = adapter_config(dir)? {
         let field = |key| config.get(key).and_then(Value::as_str).map(redact);
         if let Some(name) = field("base_model_name_or_path") {
             let stated_by = "adapter_config.json".to_owned();
@@ -137,6 +155,7 @@ pub(super) fn card_datasets(dir: &Path) -> Result<Vec<Dataset>, Error> {
 struct Card {
     base_model: Option<String>,
     datasets: Vec<String>,
+    versions: BTreeMap<String, String>,
 }
 
 fn card(dir: &Path) -> Result<Option<Card>, Error> {
@@ -148,9 +167,9 @@ fn card(dir: &Path) -> Result<Option<Card>, Error> {
 }
 
 /// The two fields of a model card's front matter, in the forms that PEFT and the Trainer write: `key: value` and a list
-/// of `- value` lines. Anything else there is not read.
+/// of `- value` lines; and the versions that they list under a heading of their own. Anything else there is not read.
 fn parse_card(text: &str) -> Card {
-    let mut card = Card::default();
+    let mut card = Card { versions: versions(text), ..Card::default() };
     let mut lines = text.lines();
     if lines.next().map(str::trim_end) != Some("---") {
         return card;
@@ -180,6 +199,19 @@ fn parse_card(text: &str) -> Card {
     card
 }
 
+/// Lines of the form `- NAME VERSION`, or `- NAME: VERSION` as TRL writes them, below `### Framework versions`.
+fn versions(card: &str) -> BTreeMap<String, String> {
+    let section = card.lines().skip_while(|line| line.trim_end() != "### Framework versions").skip(1);
+    let version = |line: &str| {
+        let (name, version) = line.strip_prefix("- ")?.trim_end().rsplit_once(' ')?;
+        let name = name.trim_end_matches(':').to_lowercase();
+        let is_one =
+            version.starts_with(|c: char| c.is_ascii_digit()) && name.len() + version.len() < MAX_CARD_VALUE_LEN;
+        is_one.then(|| (redact(&name), redact(version)))
+    };
+    section.take_while(|line| !line.starts_with('#')).filter_map(version).take(MAX_CARD_VERSIONS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +224,11 @@ mod tests {
         );
         assert_eq!(card.base_model.as_deref(), Some("org/base"));
         assert_eq!(card.datasets, ["org/data", "x.jsonl"]);
+        let card = parse_card(
+            "# m\n- PEFT 1\n### Framework versions\n\n- PEFT 0.13.2\n- TRL: 0.12.0\n- Pytorch 2.4.1+cu121\n- none\n## more\n- x 1\n",
+        );
+        let expected = [("peft", "0.13.2"), ("pytorch", "2.4.1+cu121"), ("trl", "0.12.0")];
+        assert_eq!(card.versions.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
         assert_eq!(parse_card("# no front matter\nbase_model: x\n"), Card::default());
     }
 

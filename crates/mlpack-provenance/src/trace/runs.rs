@@ -160,6 +160,8 @@ fn run_facts(record: &RunRecord) -> Vec<(String, String)> {
         };
         fact(key, Some(value.clone()));
     }
+    let versions = record.environment.iter().map(|(name, version)| format!("{name} {version}"));
+    fact("trained with", Some(versions.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty()));
     if let Some(agreement) = &record.agreement {
         let text = format!("{} of {} loss values equal {}", agreement.equal, agreement.compared, agreement.file);
         fact("agreement", Some(text));

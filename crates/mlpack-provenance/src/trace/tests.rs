@@ -174,13 +174,13 @@ const CHAIN: &str = "\
    │     │  │  weight=1
    │     │  └─ train  statement <id>  (unsigned; imported: mlpack did not train)  [unsigned]
    │     │     │  run-named-by=caller  mlpack=VERSION
-   │     │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:fb8941bb20d1c303ce5f34d97c0b6d554e0bb068bb9062998c11f2e86c8485d5  [unsigned]
+   │     │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:bcb610b4943679b02fe75773cfbf4d22eeb1ecad00efc11c56f8e717fda2cefa  [unsigned]
    │     │        └─ training run 4c421e9ce91a40368c786c2f89e8fc82  [unsigned]
    │     │           │  experiment=legal-qa  name=legal-qa-r8  status=FINISHED  train_loss=2.8095127211676703
    │     │           │  loss=2.2692888259887694  epoch=18.0  learning_rate=0.003  num_train_epochs=18
    │     │           │  per_device_train_batch_size=8  optim=adamw_torch_fused  seed=11  lr_scheduler_type=cosine
    │     │           │  weight_decay=0.0  max_steps=-1  steps=360  recorded=147 parameters, 9 metrics
-   │     │           │  script=ft.py  started as=LOCAL  agreement=37 of 37 loss values equal lora/trainer_state.json
+   │     │           │  script=ft.py  started as=LOCAL  trained with=peft 0.21.2, transformers 5.23.0  agreement=37 of 37 loss values equal lora/trainer_state.json
    │     │           │  as `mlflow.db` said when the record was made
    │     │           ├─ base model `kjv-llama`  (named by adapter_config.json)  [claimed]
    │     │           ├─ dataset `us-constitution-qa`  sha256:<dataset.jsonl>  [unsigned]
@@ -189,7 +189,7 @@ const CHAIN: &str = "\
    │     │           └─ evidence `lora/trainer_state.json`  sha256:<lora/trainer_state.json>  [unsigned]
    │     ├─ config `base/config.json`  sha256:<base/config.json>  [unsigned]
    │     ├─ tokenizer `base/tokenizer.json`  sha256:<base/tokenizer.json>  [unsigned]
-   │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:fb8941bb20d1c303ce5f34d97c0b6d554e0bb068bb9062998c11f2e86c8485d5  (shown above)  [unsigned]
+   │     └─ training-run record mlflow:legal-qa/4c421e9ce91a40368c786c2f89e8fc82  sha256:bcb610b4943679b02fe75773cfbf4d22eeb1ecad00efc11c56f8e717fda2cefa  (shown above)  [unsigned]
    ├─ config `merged/config.json`  sha256:<base/config.json>  [unsigned]
    └─ tokenizer `merged/tokenizer.json`  sha256:<base/tokenizer.json>  [unsigned]
 ";
