@@ -42,7 +42,10 @@ impl Resources {
 fn searched_elements(plan: &Plan) -> u64 {
     let tensors = plan.outputs.iter().flat_map(|output| &output.tensors);
     let searched = tensors.filter(|tensor| match tensor.stored {
-        Stored::Ggml(ty) => can_encode(ty) && is_searched(ty, tensor.importance.is_some()),
+        Stored::Ggml(ty) => {
+            let importance = tensor.importance.is_some();
+            can_encode(ty, importance) && is_searched(ty, importance)
+        }
         _ => false,
     });
     searched.map(|tensor| tensor.shape.element_count().unwrap_or(0)).fold(0, u64::saturating_add)
@@ -185,7 +188,7 @@ impl Work<'_> {
         let place = step.targets[target];
         let tensor = &self.plan.outputs[place.output].tensors[place.tensor];
         let Stored::Ggml(ty) = tensor.stored else { return None };
-        if !can_encode(ty) {
+        if !can_encode(ty, tensor.importance.is_some()) {
             return None;
         }
         let Some(entry) = tensor.importance else { return Some(Way::Encoded(ty, None)) };

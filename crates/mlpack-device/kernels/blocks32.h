@@ -6,7 +6,7 @@
 #include "search.h"
 
 // What a thread needs for its block. `importance` is of its columns, `mean_square` of its row; both only with weights.
-struct block32 {
+struct block {
     const float *x;
     const float *importance;
     float mean_square;
@@ -50,7 +50,7 @@ DUAL void pack_high_bits(const uint8_t *codes, uint8_t *out) {
 }
 
 // The scale of the types around zero, with codes from 0 to 2 * nmax - 1.
-DUAL void encode_symmetric(int nmax, const struct block32 *b, uint8_t *codes) {
+DUAL void encode_symmetric(int nmax, const struct block *b, uint8_t *codes) {
     float x[32], amax;
     load32(b->x, x);
     const float d = signed_max(32, x, &amax) / -(float)nmax;
@@ -63,7 +63,7 @@ DUAL void encode_symmetric(int nmax, const struct block32 *b, uint8_t *codes) {
     }
 }
 
-DUAL void encode_symmetric_weighted(int nmax, const struct block32 *b, uint8_t *codes) {
+DUAL void encode_symmetric_weighted(int nmax, const struct block *b, uint8_t *codes) {
     float x[32], weights[32];
     load32(b->x, x);
     root_weights(32, b->mean_square, x, b->importance, weights);
@@ -71,7 +71,7 @@ DUAL void encode_symmetric_weighted(int nmax, const struct block32 *b, uint8_t *
 }
 
 // Scale and minimum of the types that have both. The codes of five bits are not limited, as in ggml.
-DUAL void encode_line(int nmax, const struct block32 *b, uint8_t *codes) {
+DUAL void encode_line(int nmax, const struct block *b, uint8_t *codes) {
     float x[32];
     load32(b->x, x);
     float min = float_of(0x7f7fffffu), max = -float_of(0x7f7fffffu);
@@ -95,7 +95,7 @@ DUAL void encode_line(int nmax, const struct block32 *b, uint8_t *codes) {
     }
 }
 
-DUAL void encode_line_weighted(int nmax, const struct block32 *b, uint8_t *codes) {
+DUAL void encode_line_weighted(int nmax, const struct block *b, uint8_t *codes) {
     float x[32], weights[32], min;
     load32(b->x, x);
     root_weights(32, b->mean_square, x, b->importance, weights);
@@ -103,33 +103,33 @@ DUAL void encode_line_weighted(int nmax, const struct block32 *b, uint8_t *codes
     store_scale(b->out + 2, -min);
 }
 
-DUAL void encode_q4_0(const struct block32 *b, int weighted) {
+DUAL void encode_q4_0(const struct block *b, int weighted) {
     uint8_t codes[32];
     weighted ? encode_symmetric_weighted(8, b, codes) : encode_symmetric(8, b, codes);
     pack_nibbles(codes, b->out + 2);
 }
 
-DUAL void encode_q4_1(const struct block32 *b, int weighted) {
+DUAL void encode_q4_1(const struct block *b, int weighted) {
     uint8_t codes[32];
     weighted ? encode_line_weighted(15, b, codes) : encode_line(15, b, codes);
     pack_nibbles(codes, b->out + 4);
 }
 
-DUAL void encode_q5_0(const struct block32 *b, int weighted) {
+DUAL void encode_q5_0(const struct block *b, int weighted) {
     uint8_t codes[32];
     weighted ? encode_symmetric_weighted(16, b, codes) : encode_symmetric(16, b, codes);
     pack_high_bits(codes, b->out + 2);
     pack_nibbles(codes, b->out + 6);
 }
 
-DUAL void encode_q5_1(const struct block32 *b, int weighted) {
+DUAL void encode_q5_1(const struct block *b, int weighted) {
     uint8_t codes[32];
     weighted ? encode_line_weighted(31, b, codes) : encode_line(31, b, codes);
     pack_high_bits(codes, b->out + 4);
     pack_nibbles(codes, b->out + 8);
 }
 
-DUAL void encode_q8_0(const struct block32 *b, int weighted) {
+DUAL void encode_q8_0(const struct block *b, int weighted) {
     (void)weighted;
     float x[32], amax = 0.0f;
     load32(b->x, x);
@@ -212,7 +212,7 @@ DUAL void iq4_pack(const float *x, float id, uint8_t *out) {
     }
 }
 
-DUAL void encode_iq4_nl(const struct block32 *b, int weighted) {
+DUAL void encode_iq4_nl(const struct block *b, int weighted) {
     float x[32], weights[32];
     load32(b->x, x);
     if (weighted) {
@@ -277,7 +277,7 @@ DUAL uint8_t fp4_code(float x, float scale) {
     return (uint8_t)best;
 }
 
-DUAL void encode_mxfp4(const struct block32 *b, int weighted) {
+DUAL void encode_mxfp4(const struct block *b, int weighted) {
     (void)weighted;
     float x[32], amax = 0.0f;
     load32(b->x, x);

@@ -119,9 +119,13 @@ DUAL float load_half(const uint8_t *at) {
     return half_value(load16(at));
 }
 
-// The scale of a block. One that is not a number is always written as the NaN of x86 arithmetic.
+// The scale of a block. One that is not a number is always the NaN of x86 arithmetic.
+DUAL uint16_t scale_bits(float v) {
+    return v == v ? half_bits(v) : 0xfe00u;
+}
+
 DUAL void store_scale(uint8_t *at, float v) {
-    store16(at, v == v ? half_bits(v) : 0xfe00u);
+    store16(at, scale_bits(v));
 }
 
 #endif

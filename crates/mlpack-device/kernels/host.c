@@ -17,21 +17,21 @@
 
 typedef void (*host_kernel)(const void *args, uint32_t block, uint32_t threads);
 
-#define BLOCK32(NAME, FUNCTION, BYTES, WEIGHTED) \
+#define BLOCK(NAME, FUNCTION, VALUES, BYTES, WEIGHTED) \
     static void run_##NAME(const void *args, uint32_t block, uint32_t threads) { \
         const struct encode_args *a = args; \
         for (uint32_t t = 0; t < threads; t++) { \
             const uint64_t i = (uint64_t)block * threads + t; \
             if (i < a->blocks) { \
-                const struct block32 b = block_at(a, i, BYTES, WEIGHTED); \
+                const struct block b = block_at(a, i, VALUES, BYTES, WEIGHTED); \
                 FUNCTION(&b, WEIGHTED); \
             } \
         } \
     }
-BLOCK32_KERNELS(BLOCK32)
+BLOCK_KERNELS(BLOCK)
 
 // Lanes take turns in one order or the other: none may need what another has just written in the same phase.
-#define SUPER_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+#define LANES_OF_BLOCKS(NAME, SHARED, STEPS, STEP, LANES, BYTES, WEIGHTED) \
     static void run_##NAME(const void *args, uint32_t block, uint32_t threads) { \
         const struct encode_args *a = args; \
         for (uint32_t t = 0; t < threads / LANES; t++) { \
@@ -39,19 +39,26 @@ BLOCK32_KERNELS(BLOCK32)
             if (i >= a->blocks) { \
                 continue; \
             } \
-            struct super_block s; \
+            struct SHARED s; \
             memset(&s, 0xa5, sizeof s); \
-            const float *importance = importance_at(a, i, WEIGHTED); \
-            for (int phase = 0; phase < PHASES; phase++) { \
-                for (int lane = 0; lane < LANES; lane++) { \
-                    const int turn = (i + (uint64_t)phase) % 2 ? LANES - 1 - lane : lane; \
-                    FUNCTION(phase, turn, WEIGHTED, a->x + 256 * i, importance, &s); \
+            const float *x = a->x + 256 * i, *importance = importance_at(a, i, WEIGHTED); \
+            for (int phase = 0; phase < STEPS; phase++) { \
+                for (int turn = 0; turn < LANES; turn++) { \
+                    const int lane = (i + (uint64_t)phase) % 2 ? LANES - 1 - turn : turn; \
+                    STEP; \
                 } \
             } \
             memcpy(a->out + (uint64_t)BYTES * i, s.out, BYTES); \
         } \
     }
+#define SUPER_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+    LANES_OF_BLOCKS(NAME, super_block, PHASES, FUNCTION(phase, lane, WEIGHTED, x, importance, &s), LANES, BYTES, WEIGHTED)
 SUPER_BLOCK_KERNELS(SUPER_BLOCK)
+
+#define GRID_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+    LANES_OF_BLOCKS( \
+        NAME, grid_block, GRID_PHASES, FUNCTION(phase, lane, WEIGHTED, x, importance, &a->grid, &s), LANES, BYTES, WEIGHTED)
+GRID_KERNELS(GRID_BLOCK)
 
 #define FLAT(NAME, ARGS, COUNT, UNIT) \
     static void run_##NAME(const void *args, uint32_t block, uint32_t threads) { \
@@ -74,10 +81,10 @@ struct function {
     size_t args;
 };
 
-#define ROW32(NAME, FUNCTION, BYTES, WEIGHTED) {#NAME, run_##NAME, sizeof(struct encode_args)},
-#define ROW256(NAME, FUNCTION, LANES, BYTES, WEIGHTED) {#NAME, run_##NAME, sizeof(struct encode_args)},
+#define ROW(NAME, FUNCTION, VALUES, BYTES, WEIGHTED) {#NAME, run_##NAME, sizeof(struct encode_args)},
+#define SUPER_ROW(NAME, FUNCTION, LANES, BYTES, WEIGHTED) {#NAME, run_##NAME, sizeof(struct encode_args)},
 static const struct function FUNCTIONS[] = {
-    BLOCK32_KERNELS(ROW32) SUPER_BLOCK_KERNELS(ROW256)
+    BLOCK_KERNELS(ROW) SUPER_BLOCK_KERNELS(SUPER_ROW) GRID_KERNELS(SUPER_ROW)
     {"widen", run_widen, sizeof(struct widen_args)},
     {"narrow", run_narrow, sizeof(struct narrow_args)},
     {"mean_squares", run_mean_squares, sizeof(struct mean_args)},

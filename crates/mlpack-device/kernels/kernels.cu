@@ -3,29 +3,29 @@
 
 #define THREAD ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x)
 
-#define BLOCK32(NAME, FUNCTION, BYTES, WEIGHTED) \
+#define BLOCK(NAME, FUNCTION, VALUES, BYTES, WEIGHTED) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ encode_args a) { \
         const uint64_t i = THREAD; \
         if (i < a.blocks) { \
-            const block32 b = block_at(&a, i, BYTES, WEIGHTED); \
+            const block b = block_at(&a, i, VALUES, BYTES, WEIGHTED); \
             FUNCTION(&b, WEIGHTED); \
         } \
     }
-BLOCK32_KERNELS(BLOCK32)
+BLOCK_KERNELS(BLOCK)
 
 // Lanes of a block are in one warp, so waiting for the warp is waiting for the block.
-#define SUPER_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+#define LANES_OF_BLOCKS(NAME, SHARED, STEPS, STEP, LANES, BYTES, WEIGHTED) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ encode_args a) { \
-        __shared__ super_block shared[THREADS / LANES]; \
+        __shared__ SHARED shared[THREADS / LANES]; \
         const uint64_t i = THREAD / LANES; \
         const int lane = threadIdx.x % LANES; \
-        super_block *s = &shared[threadIdx.x / LANES]; \
+        SHARED *s = &shared[threadIdx.x / LANES]; \
         const bool mine = i < a.blocks; \
         const float *x = a.x + 256 * i; \
         const float *importance = mine ? importance_at(&a, i, WEIGHTED) : nullptr; \
-        _Pragma("unroll") for (int phase = 0; phase < PHASES; phase++) { \
+        _Pragma("unroll") for (int phase = 0; phase < STEPS; phase++) { \
             if (mine) { \
-                FUNCTION(phase, lane, WEIGHTED, x, importance, s); \
+                STEP; \
             } \
             __syncwarp(); \
         } \
@@ -35,7 +35,14 @@ BLOCK32_KERNELS(BLOCK32)
             } \
         } \
     }
+#define SUPER_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+    LANES_OF_BLOCKS(NAME, super_block, PHASES, FUNCTION(phase, lane, WEIGHTED, x, importance, s), LANES, BYTES, WEIGHTED)
 SUPER_BLOCK_KERNELS(SUPER_BLOCK)
+
+#define GRID_BLOCK(NAME, FUNCTION, LANES, BYTES, WEIGHTED) \
+    LANES_OF_BLOCKS( \
+        NAME, grid_block, GRID_PHASES, FUNCTION(phase, lane, WEIGHTED, x, importance, &a.grid, s), LANES, BYTES, WEIGHTED)
+GRID_KERNELS(GRID_BLOCK)
 
 extern "C" __global__ void __launch_bounds__(THREADS) widen(const __grid_constant__ widen_args a) {
     if (THREAD < a.count) {

@@ -60,9 +60,9 @@ pub fn can_read(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// Whether a device has an encoder for a type.
-pub fn can_encode(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) || crate::cuda::kernel(ty, false).is_some()
+/// Whether a device has an encoder for a type, with or without importance.
+pub fn can_encode(ty: GgmlType, importance: bool) -> bool {
+    matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) || crate::cuda::kernel(ty, importance).is_some()
 }
 
 /// Whether encoding to a type takes a CPU much longer than copying the values to a device and back.
@@ -74,6 +74,13 @@ pub fn is_searched(ty: GgmlType, importance: bool) -> bool {
         | GgmlType::Q4_K
         | GgmlType::Q5_K
         | GgmlType::Q6_K
+        | GgmlType::IQ1_S
+        | GgmlType::IQ1_M
+        | GgmlType::IQ2_XXS
+        | GgmlType::IQ2_XS
+        | GgmlType::IQ2_S
+        | GgmlType::IQ3_XXS
+        | GgmlType::IQ3_S
         | GgmlType::IQ4_NL
         | GgmlType::IQ4_XS => true,
         _ => false,

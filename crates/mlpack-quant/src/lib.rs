@@ -28,6 +28,7 @@ mod codec;
 mod columns;
 mod error;
 mod float;
+mod grid;
 mod kernels;
 mod nbits;
 mod reference;
@@ -38,6 +39,7 @@ pub use codec::{
 };
 pub use columns::{ColumnBlocks, ColumnPart, Extremes, decode_columns, decode_table, encode_columns, encode_table};
 pub use error::Error;
+pub use grid::{Combination, GridTable, grid_table};
 pub use kernels::Backend;
 pub use nbits::{NBits, NBitsPart};
 pub use validate::first_invalid_block;

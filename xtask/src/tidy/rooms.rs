@@ -11,7 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mlpack-safetensors", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-gguf", &["mlpack-tensor", "mlpack-fs"]),
     ("mlpack-quant", &["mlpack-tensor", "mlpack-fs"]),
-    ("mlpack-device", &["mlpack-tensor", "mlpack-fs"]),
+    ("mlpack-device", &["mlpack-tensor", "mlpack-fs", "mlpack-quant"]),
     ("mlpack-lora", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
     ("mlpack-arch", &["mlpack-tensor", "mlpack-fs", "mlpack-safetensors"]),
     ("mlpack-onnx", &["mlpack-tensor", "mlpack-fs", "mlpack-arch"]),

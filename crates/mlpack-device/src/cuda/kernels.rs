@@ -23,33 +23,57 @@ pub(crate) struct Encoder {
     lanes: u64,
     /// Whether it needs the mean squares of rows.
     pub mean_squares: bool,
+    /// Whether it needs the grid of its type.
+    pub grid: bool,
     /// Whether it uses importance.
     pub weighted: bool,
 }
 
-/// The encoder of a type. Those that do not use importance are the same with and without it.
+/// The encoder of a type. Those that do not use importance are the same with and without it; some need it.
 pub(crate) fn kernel(ty: GgmlType, importance: bool) -> Option<Encoder> {
     let (plain, weighted, lanes) = match ty {
-        GgmlType::Q4_0 => (c"q4_0", Some(c"q4_0_weighted"), 1),
-        GgmlType::Q4_1 => (c"q4_1", Some(c"q4_1_weighted"), 1),
-        GgmlType::Q5_0 => (c"q5_0", Some(c"q5_0_weighted"), 1),
-        GgmlType::Q5_1 => (c"q5_1", Some(c"q5_1_weighted"), 1),
-        GgmlType::Q8_0 => (c"q8_0", None, 1),
-        GgmlType::Q2_K => (c"q2_k", Some(c"q2_k_weighted"), 16),
-        GgmlType::Q3_K => (c"q3_k", Some(c"q3_k_weighted"), 16),
-        GgmlType::Q4_K => (c"q4_k", Some(c"q4_k_weighted"), 8),
-        GgmlType::Q5_K => (c"q5_k", Some(c"q5_k_weighted"), 8),
-        GgmlType::Q6_K => (c"q6_k", Some(c"q6_k_weighted"), 16),
-        GgmlType::IQ4_NL => (c"iq4_nl", Some(c"iq4_nl_weighted"), 1),
-        GgmlType::IQ4_XS => (c"iq4_xs", Some(c"iq4_xs_weighted"), 8),
-        GgmlType::MXFP4 => (c"mxfp4", None, 1),
+        GgmlType::Q4_0 => (Some(c"q4_0"), Some(c"q4_0_weighted"), 1),
+        GgmlType::Q4_1 => (Some(c"q4_1"), Some(c"q4_1_weighted"), 1),
+        GgmlType::Q5_0 => (Some(c"q5_0"), Some(c"q5_0_weighted"), 1),
+        GgmlType::Q5_1 => (Some(c"q5_1"), Some(c"q5_1_weighted"), 1),
+        GgmlType::Q8_0 => (Some(c"q8_0"), None, 1),
+        GgmlType::Q2_K => (Some(c"q2_k"), Some(c"q2_k_weighted"), 16),
+        GgmlType::Q3_K => (Some(c"q3_k"), Some(c"q3_k_weighted"), 16),
+        GgmlType::Q4_K => (Some(c"q4_k"), Some(c"q4_k_weighted"), 8),
+        GgmlType::Q5_K => (Some(c"q5_k"), Some(c"q5_k_weighted"), 8),
+        GgmlType::Q6_K => (Some(c"q6_k"), Some(c"q6_k_weighted"), 16),
+        GgmlType::IQ1_S => (None, Some(c"iq1_s_weighted"), 8),
+        GgmlType::IQ1_M => (Some(c"iq1_m"), Some(c"iq1_m_weighted"), 16),
+        GgmlType::IQ2_XXS => (None, Some(c"iq2_xxs_weighted"), 8),
+        GgmlType::IQ2_XS => (None, Some(c"iq2_xs_weighted"), 16),
+        GgmlType::IQ2_S => (Some(c"iq2_s"), Some(c"iq2_s_weighted"), 16),
+        GgmlType::IQ3_XXS => (Some(c"iq3_xxs"), Some(c"iq3_xxs_weighted"), 8),
+        GgmlType::IQ3_S => (Some(c"iq3_s"), Some(c"iq3_s_weighted"), 8),
+        GgmlType::IQ4_NL => (Some(c"iq4_nl"), Some(c"iq4_nl_weighted"), 1),
+        GgmlType::IQ4_XS => (Some(c"iq4_xs"), Some(c"iq4_xs_weighted"), 8),
+        GgmlType::MXFP4 => (Some(c"mxfp4"), None, 1),
+        GgmlType::NVFP4 => (Some(c"nvfp4"), None, 1),
+        GgmlType::Q1_0 => (Some(c"q1_0"), None, 1),
+        GgmlType::Q2_0 => (Some(c"q2_0"), None, 1),
+        GgmlType::TQ1_0 => (Some(c"tq1_0"), None, 1),
+        GgmlType::TQ2_0 => (Some(c"tq2_0"), None, 1),
         _ => return None,
     };
     let of_rows = matches!(ty, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1);
-    Some(match weighted.filter(|_| importance) {
-        Some(name) => Encoder { name, lanes, mean_squares: of_rows, weighted: true },
-        None => Encoder { name: plain, lanes, mean_squares: false, weighted: false },
-    })
+    let grid = matches!(
+        ty,
+        GgmlType::IQ1_S
+            | GgmlType::IQ1_M
+            | GgmlType::IQ2_XXS
+            | GgmlType::IQ2_XS
+            | GgmlType::IQ2_S
+            | GgmlType::IQ3_XXS
+            | GgmlType::IQ3_S
+    );
+    match weighted.filter(|_| importance) {
+        Some(name) => Some(Encoder { name, lanes, mean_squares: of_rows, grid, weighted: true }),
+        None => plain.map(|name| Encoder { name, lanes, mean_squares: false, grid, weighted: false }),
+    }
 }
 
 /// How kernels are told how values are stored.
@@ -69,6 +93,8 @@ pub(crate) struct Encode {
     pub importance: Address,
     pub mean_squares: Address,
     pub out: Address,
+    pub combinations: Address,
+    pub list: Address,
     pub blocks: u64,
     pub blocks_per_row: u64,
 }

@@ -114,9 +114,11 @@ impl Device {
     /// When an output has not the bytes of its rows, or something is asked for that [`crate::can_read`] or
     /// [`crate::can_encode`] denies.
     pub fn run(&self, slab: &Slab<'_>, outputs: &mut [Output<'_>]) -> Result<Outcome, Error> {
-        let panels = {
+        let shared = {
             let mut panels = self.panels.lock().expect("no thread panics holding the lock");
-            slab.deltas.iter().map(|delta| panels.panel(delta, slab.row_len)).collect::<Result<Vec<_>, _>>()?
+            let deltas = slab.deltas.iter().map(|delta| panels.panel(delta, slab.row_len)).collect::<Result<_, _>>()?;
+            let of_type = outputs.iter().map(|output| tile::needs_grid(output).map(|ty| panels.grid(ty)).transpose());
+            tile::Shared { panels: deltas, grids: of_type.collect::<Result<_, _>>()? }
         };
         let (rows, tile) = (slab.rows(), self.tile_rows(slab, outputs)?);
         let mut lane = Lane { device: self, halves: Some(self.take_lane()?) };
@@ -125,7 +127,7 @@ impl Device {
         for (i, start) in (0..rows).step_by(tile).enumerate() {
             let half = &mut halves[i % 2];
             finite &= half.finish(slab, outputs)?;
-            half.start(&self.kernels, slab, &panels, outputs, start..rows.min(start + tile))?;
+            half.start(&self.kernels, slab, &shared, outputs, start..rows.min(start + tile))?;
         }
         for half in halves.iter_mut() {
             finite &= half.finish(slab, outputs)?;

@@ -3,6 +3,7 @@
 use super::Device;
 use super::kernels::{Encode, Launch, kernel};
 use super::memory::{Buffer, Channel};
+use super::panels::Grid;
 use crate::Error;
 use mlpack_tensor::GgmlType;
 
@@ -67,12 +68,17 @@ impl Probe<'_> {
     /// When the type has no kernel.
     pub fn encode(&mut self, ty: GgmlType, importance: bool, times: u32) -> Result<(), Error> {
         let encoder = kernel(ty, importance).expect("the caller asks for types with a kernel");
+        let mut panels = self.device.panels.lock().expect("no thread panics holding the lock");
+        let grid = encoder.grid.then(|| panels.grid(ty)).transpose()?;
+        drop(panels);
         let encode = Encode {
             x: self.x.at(0, self.len),
             importance: self.importance.at(0, 0),
             // Any value does: how long it takes does not depend on it.
             mean_squares: if encoder.mean_squares { self.x.at(0, 0) } else { 0 },
             out: self.out.at(0, 0),
+            combinations: grid.as_ref().map_or(0, Grid::combinations),
+            list: grid.as_ref().map_or(0, Grid::list),
             blocks: self.len as u64 / 4 / ty.block_len(),
             blocks_per_row: self.row_len as u64 / ty.block_len(),
         };

@@ -13,6 +13,7 @@ use super::kernels::{
     Encode, Encoder, Kernels, Launch, MAX_DELTAS, MeanSquares, Merge, MergeDelta, Narrow, Widen, dtype_code, kernel,
 };
 use super::memory::{Buffer, Channel};
+use super::panels::Grid;
 use crate::{Error, Output, Slab};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
@@ -57,6 +58,22 @@ fn way(output: &Output<'_>) -> Way {
         GgmlType::BF16 => Way::Narrow(2),
         ty => Way::Encode(*ty, kernel(*ty, importance.is_some()).expect("the caller asks for types with an encoder")),
     }
+}
+
+/// The type whose grid is needed for an output.
+pub(crate) fn needs_grid(output: &Output<'_>) -> Option<GgmlType> {
+    match way(output) {
+        Way::Encode(ty, encoder) if encoder.grid => Some(ty),
+        _ => None,
+    }
+}
+
+/// What is on the device for all tiles of a slab.
+pub(crate) struct Shared {
+    /// Of each difference.
+    pub panels: Vec<Arc<Buffer>>,
+    /// Of each output.
+    pub grids: Vec<Option<Grid>>,
 }
 
 fn importance<'a>(output: &'a Output<'_>) -> Option<&'a [f32]> {
@@ -147,7 +164,7 @@ impl Half {
         &mut self,
         kernels: &Kernels,
         slab: &Slab<'_>,
-        panels: &[Arc<Buffer>],
+        shared: &Shared,
         outputs: &[Output<'_>],
         rows: Range<usize>,
     ) -> Result<(), Error> {
@@ -182,7 +199,7 @@ impl Half {
                 ..Merge::default()
             };
             assert!(slab.deltas.len() <= MAX_DELTAS, "the caller asks for so many at most");
-            for (i, (delta, panel)) in slab.deltas.iter().zip(panels).enumerate() {
+            for (i, (delta, panel)) in slab.deltas.iter().zip(&shared.panels).enumerate() {
                 merge.delta[i] = MergeDelta {
                     left: at(layout.left[i]),
                     right: panel.at(0, 0),
@@ -217,11 +234,14 @@ impl Half {
                     kernels.launch(channel, &Launch::Narrow(narrow))?;
                 }
                 Way::Encode(ty, encoder) => {
+                    let grid = shared.grids[i].as_ref();
                     let encode = Encode {
                         x,
                         importance: if encoder.weighted { at(layout.importance[i]) } else { 0 },
                         mean_squares: if encoder.mean_squares { at(layout.mean_squares) } else { 0 },
                         out,
+                        combinations: grid.map_or(0, Grid::combinations),
+                        list: grid.map_or(0, Grid::list),
                         blocks: elements / ty.block_len(),
                         blocks_per_row: slab.row_len as u64 / ty.block_len(),
                     };
