@@ -33,10 +33,9 @@ fn image() {
     let archs = env::var("MLPACK_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
     let image = out("kernels.fatbin");
     let mut command = Command::new(&nvcc);
-    command.args(["-fatbin", "-O3", "-std=c++17"]);
-    // What makes the bytes those of the CPU: no fused operations but those that are written, no flushed subnormals, and
-    // division and square root rounded as IEEE 754 says.
-    command.args(["-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]);
+    // What makes the bytes those of the CPU is there: no fused operations but those that are written, no flushed subnormals,
+    // and division and square root rounded as IEEE 754 says.
+    command.args(["-fatbin", "--options-file", "kernels/nvcc.options"]);
     for arch in archs.split(',') {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }

@@ -8,7 +8,7 @@ use crate::gather::Reader;
 use crate::slab::{Slab, Work};
 use crate::{Error, Plan, Resources, Stored};
 use mlpack_arch::ValueChange;
-use mlpack_device::{Delta, Device, Outcome, Output, can_encode, can_read, is_searched};
+use mlpack_device::{Delta, Device, Limits, Outcome, Output, can_encode, can_read, is_searched};
 use mlpack_fs::{Buffer, Buffers};
 use mlpack_lora::LowRank;
 use mlpack_tensor::GgmlType;
@@ -19,22 +19,62 @@ use std::sync::{Arc, OnceLock};
 pub(crate) const SLAB_ELEMENTS: u64 = 1 << 22;
 
 /// Elements that have to be searched for, where the CPU's time is worth opening a device and the way there.
-const WORTH_ELEMENTS: u64 = 1 << 24;
+pub const WORTH_ELEMENTS: u64 = 1 << 24;
 
 /// A GPU, and when it is used.
 #[derive(Clone, Debug)]
 pub struct OnDevice {
-    /// The GPU.
-    pub device: Arc<Device>,
     /// Only where a plan is worth the way there.
     pub if_worth: bool,
+    limits: Limits,
+    opened: Arc<OnceLock<Result<Arc<Device>, mlpack_device::Error>>>,
+}
+
+impl OnDevice {
+    /// One that is open: every plan goes there.
+    pub fn opened(device: Device) -> OnDevice {
+        let limits = Limits { memory: None, lanes: 1 };
+        OnDevice { if_worth: false, limits, opened: Arc::new(OnceLock::from(Ok(Arc::new(device)))) }
+    }
+
+    /// The first one, opened for the first plan that is worth it.
+    pub fn if_worth(limits: Limits) -> OnDevice {
+        OnDevice { if_worth: true, limits, opened: Arc::default() }
+    }
+
+    fn open(&self) -> Result<&Arc<Device>, &mlpack_device::Error> {
+        self.opened.get_or_init(|| Device::open(0, self.limits).map(Arc::new)).as_ref()
+    }
+}
+
+/// Where the slabs of a plan are done, and why.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// On a GPU.
+    Device(&'a Arc<Device>),
+    /// On the CPU, as no more elements than these are to be searched for.
+    NotWorth(u64),
+    /// On the CPU, as the GPU that it would be worth cannot be opened.
+    NotOpened(&'a mlpack_device::Error),
 }
 
 impl Resources {
+    /// Where slabs of a plan go; `None` where no GPU may be used.
+    pub fn place(&self, plan: &Plan) -> Option<Place<'_>> {
+        let device = self.device.as_ref()?;
+        let searched = searched_elements(plan);
+        if device.if_worth && searched < WORTH_ELEMENTS {
+            return Some(Place::NotWorth(searched));
+        }
+        Some(device.open().map_or_else(Place::NotOpened, Place::Device))
+    }
+
     /// The GPU that slabs of a plan go to.
-    pub fn device_for(&self, plan: &Plan) -> Option<&Arc<Device>> {
-        let OnDevice { device, if_worth } = self.device.as_ref()?;
-        (!if_worth || searched_elements(plan) >= WORTH_ELEMENTS).then_some(device)
+    pub(crate) fn device_for(&self, plan: &Plan) -> Option<&Arc<Device>> {
+        match self.place(plan) {
+            Some(Place::Device(device)) => Some(device),
+            _ => None,
+        }
     }
 }
 

@@ -300,8 +300,10 @@ int cuMemsetD32Async(uint64_t at, unsigned value, size_t count, void *stream) {
 }
 
 int cuModuleLoadData(void **module, const void *image) {
+    // What nvcc makes begins so; its kernels are not looked at.
+    static const uint8_t FATBIN[4] = {0x50, 0xed, 0x55, 0xba};
     *module = &model;
-    return strcmp(image, "host") == 0 ? SUCCESS : 200;
+    return memcmp(image, FATBIN, 4) == 0 || strcmp(image, "host") == 0 ? SUCCESS : 200;
 }
 
 int cuModuleGetFunction(void **function, void *module, const char *name) {

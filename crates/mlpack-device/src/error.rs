@@ -14,7 +14,7 @@ pub enum Error {
         found: String,
     },
     /// The kernels are not part of this build.
-    #[error("this build of mlpack has no {0} support\n  expected: auto or cpu\n  found:    {1}", kind.0, kind.1)]
+    #[error("this build of mlpack has no {0} support\n  expected: {1}\n  found:    {2}", kind.0, if crate::Device::IS_BUILT { "auto, cpu or cuda[:N]" } else { "auto or cpu" }, kind.1)]
     NotBuilt {
         /// What was asked for: the kernels' name, and the text of the choice.
         kind: (&'static str, &'static str),
@@ -121,7 +121,10 @@ impl Error {
                  the CPU gives the same bytes"
                     .to_owned(),
             ),
-            Error::NotBuilt { .. } => Some("no build has it yet; the CPU gives the same bytes".to_owned()),
+            Error::NotBuilt { kind: (name, _) } => Some(format!(
+                "mlpack has no kernels for {name}, only for NVIDIA GPUs in builds with `--features cuda` (docs/gpu.md); \
+                 --device cpu gives the same bytes"
+            )),
             Error::OutOfMemory { limited: true, .. } => Some("give a larger --device-memory".to_owned()),
             _ => Some("--device cpu gives the same bytes".to_owned()),
         }

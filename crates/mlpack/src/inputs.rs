@@ -90,32 +90,31 @@ pub fn resources(args: &ResourceArgs) -> anyhow::Result<Resources> {
     Ok(Resources { memory: size(&args.memory)?, threads: args.threads, rehash: args.rehash, device: None })
 }
 
-/// The same with the device that was asked for, opened. `auto` without one is the CPU, and says why where it was asked for.
+/// The same with the device that was asked for, opened; `auto` opens one for the first plan that is worth it. In a build without
+/// kernels that is the CPU, and says why where it was asked for.
 pub fn resources_on(args: &ResourceArgs, on: &DeviceArgs, out: &Show) -> anyhow::Result<Resources> {
     let mut resources = resources(args)?;
     let memory = on.device_memory.as_deref().map(size).transpose()?;
     let choice = on.device.as_deref().map(Choice::parse).transpose()?;
     let lanes =
         if args.threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { args.threads };
-    let open = |index| Device::open(index, mlpack_device::Limits { memory, lanes });
-    let opened = match choice.unwrap_or_default() {
+    let limits = mlpack_device::Limits { memory, lanes };
+    resources.device = match choice.unwrap_or_default() {
         Choice::Cpu if memory.is_some() => {
             bail!("--device-memory is for a GPU\n  expected: --device cuda[:N], or none\n  found:    --device cpu")
         }
         Choice::Cpu => None,
         Choice::Metal => return Err(mlpack_device::Error::NotBuilt { kind: ("Metal", "metal") }.into()),
-        Choice::Cuda(index) => Some((open(index)?, false)),
-        Choice::Auto => match open(0) {
-            Ok(device) => Some((device, true)),
-            Err(error) => {
-                if choice.is_some() || Device::IS_BUILT {
-                    out.step(&format!("device: the CPU ({})", error.in_one_line()));
-                }
-                None
+        Choice::Cuda(index) => Some(OnDevice::opened(Device::open(index, limits)?)),
+        Choice::Auto if Device::IS_BUILT => Some(OnDevice::if_worth(limits)),
+        Choice::Auto => {
+            if choice.is_some() {
+                let error = mlpack_device::Error::NotBuilt { kind: ("CUDA", "cuda") };
+                out.step(&format!("device: the CPU ({})", error.in_one_line()));
             }
-        },
+            None
+        }
     };
-    resources.device = opened.map(|(device, if_worth)| OnDevice { device: Arc::new(device), if_worth });
     Ok(resources)
 }
 

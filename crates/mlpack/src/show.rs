@@ -3,7 +3,7 @@
 use crate::exit;
 use anstream::{eprintln, print};
 use indicatif::{ProgressBar, ProgressStyle};
-use mlpack_convert::{OnDevice, Plan, Resources, SealedFile};
+use mlpack_convert::{Place, Plan, Resources, SealedFile, WORTH_ELEMENTS};
 use mlpack_tensor::Escaped;
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
@@ -47,13 +47,14 @@ impl Show {
 
     /// Says where the work is done, where there is a choice.
     pub fn device(&self, resources: &Resources, plan: &Plan) {
-        let Some(OnDevice { device, .. }) = &resources.device else { return };
-        match resources.device_for(plan) {
-            Some(device) => self.step(&format!("device: {}", Escaped(device.name()))),
-            None => self.step(&format!(
-                "device: the CPU (too little is searched for the way to {} to be worth it)",
-                Escaped(device.name())
+        match resources.place(plan) {
+            None => {}
+            Some(Place::Device(device)) => self.step(&format!("device: {}", Escaped(device.name()))),
+            Some(Place::NotWorth(0)) => self.step("device: the CPU (no type that is searched for)"),
+            Some(Place::NotWorth(found)) => self.step(&format!(
+                "device: the CPU (values to search for: {found}; a GPU is worth it from {WORTH_ELEMENTS} on)"
             )),
+            Some(Place::NotOpened(error)) => self.step(&format!("device: the CPU ({})", error.in_one_line())),
         }
     }
 

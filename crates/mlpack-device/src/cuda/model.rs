@@ -4,6 +4,7 @@ use super::{Device, Limits};
 use crate::Error;
 use libloading::Library;
 use std::ffi::{CString, c_char, c_int};
+use std::path::Path;
 use tempfile::TempDir;
 
 /// A driver with a device of its own. Its settings are those of `kernels/host.c`: `init`, `version`, `devices`, `major`, `minor`,
@@ -61,6 +62,14 @@ impl HostModel {
         };
         assert_eq!(code, 0, "a setting {name:?}");
         value
+    }
+
+    /// Copies the library, to stand where programs look for the driver's.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    pub fn copy_to(&self, path: &Path) {
+        std::fs::copy(self.dir.path().join(NAME), path).expect("the model is copied");
     }
 
     /// Opens one of its devices.
