@@ -109,7 +109,8 @@ impl Error {
 
     /// The text, for within a sentence.
     pub fn in_one_line(&self) -> String {
-        self.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
+        let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.to_string().lines().map(line).collect::<Vec<_>>().join("; ")
     }
 
     /// What to do about it.
