@@ -52,6 +52,8 @@ impl OnDevice {
 pub enum Place<'a> {
     /// On a GPU.
     Device(&'a Arc<Device>),
+    /// On the CPU, which needs the values themselves: errors or changes are measured.
+    Measured,
     /// On the CPU, as no more elements than these are to be searched for.
     NotWorth(u64),
     /// On the CPU, as the GPU that it would be worth cannot be opened.
@@ -62,6 +64,9 @@ impl Resources {
     /// Where slabs of a plan go; `None` where no GPU may be used.
     pub fn place(&self, plan: &Plan) -> Option<Place<'_>> {
         let device = self.device.as_ref()?;
+        if plan.limits.any() || plan.measures_changes {
+            return Some(Place::Measured);
+        }
         let searched = searched_elements(plan);
         if device.if_worth && searched < WORTH_ELEMENTS {
             return Some(Place::NotWorth(searched));
@@ -141,9 +146,7 @@ impl Work<'_> {
         room: &mut Room,
         buffers: &mut Buffers,
     ) -> Result<Option<Vec<(usize, Buffer)>>, Error> {
-        // What is measured needs the values themselves.
-        let measured = self.fidelity.is_some() || self.tally.is_some();
-        let Some(offload) = self.offload.filter(|offload| !measured && offload.failed.get().is_none()) else {
+        let Some(offload) = self.offload.filter(|offload| offload.failed.get().is_none()) else {
             return Ok(None);
         };
         let step = &self.plan.steps[slab.step];

@@ -50,6 +50,7 @@ impl Show {
         match resources.place(plan) {
             None => {}
             Some(Place::Device(device)) => self.step(&format!("device: {}", Escaped(device.name()))),
+            Some(Place::Measured) => self.step("device: the CPU (errors or changes are measured)"),
             Some(Place::NotWorth(0)) => self.step("device: the CPU (no type that is searched for)"),
             Some(Place::NotWorth(found)) => self.step(&format!(
                 "device: the CPU (values to search for: {found}; a GPU is worth it from {WORTH_ELEMENTS} on)"

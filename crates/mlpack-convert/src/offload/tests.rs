@@ -133,7 +133,7 @@ fn importance_goes_along() {
     let importance = Arc::new(Importance::open(&fixture("golden/llama.cpp-b11434/imatrix.gguf")).unwrap());
     let imatrix = Imatrix { importance, named: "imatrix.gguf".to_owned(), allow_unvisited_experts: false };
     let options = QuantizeOptions { imatrix: Some(imatrix), ..QuantizeOptions::default() };
-    for name in ["Q4_K_M", "Q4_0", "Q5_1", "IQ4_NL", "Q3_K_M", "Q2_K_S"] {
+    for name in ["Q4_K_M", "Q4_0", "Q5_1", "IQ4_NL", "Q3_K_M", "Q2_K_S", "IQ1_S", "IQ2_XXS", "IQ2_M", "IQ3_XS"] {
         let plan = plan(&source, &[name], &options);
         let (expected, ..) = run(&source, &plan, &two_threads());
         let model = HostModel::new();
@@ -186,6 +186,16 @@ fn auto_takes_a_device_only_where_much_is_searched() {
         assert!(matches!(closed.place(&large), Some(Place::NotOpened(mlpack_device::Error::NotBuilt { .. }))));
         assert!(closed.device_for(&large).is_none());
     }
+}
+
+#[test]
+fn what_is_measured_stays_on_the_cpu() {
+    let source = source(&[("legal-qa-lora", 1.0)]);
+    let mut plan = plan(&source, &["Q4_K_M"], &QuantizeOptions::default());
+    plan.measures_changes = true;
+    let resources = on(&HostModel::new(), None, two_threads());
+    assert!(matches!(resources.place(&plan), Some(Place::Measured)));
+    assert_eq!(run(&source, &plan, &resources).1, 0);
 }
 
 #[test]
