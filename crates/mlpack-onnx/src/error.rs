@@ -27,6 +27,16 @@ pub enum Error {
         /// The opset that has it.
         needed: i64,
     },
+    /// A graph that protobuf cannot hold, without its weights, which lie in files beside it.
+    #[error(
+        "the graph itself is longer than protobuf can say\n  expected: at most {limit} bytes\n  found:    {byte_len} bytes"
+    )]
+    TooLarge {
+        /// Its length.
+        byte_len: u64,
+        /// What protobuf can say.
+        limit: u64,
+    },
     /// Four bits multiplied in integers.
     #[error("there is no operator that multiplies 4 bits in integers")]
     NotInIntegers,
@@ -82,6 +92,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Weights { .. } => ErrorKind::Mismatch,
+            Error::TooLarge { .. } => ErrorKind::Limit,
             Error::Opset { .. } => ErrorKind::Unsupported,
             Error::NotInIntegers | Error::NoDim { .. } | Error::TooLong { .. } => ErrorKind::Misuse,
         }
@@ -98,7 +109,7 @@ impl Error {
             Error::Opset { .. } => Some("use --profile std".to_owned()),
             Error::NotInIntegers => Some("use --precision int8, or --scheme blocks or qdq".to_owned()),
             Error::NoDim { .. } => Some("an encoder has batch and sequence".to_owned()),
-            Error::TooLong { .. } => None,
+            Error::TooLong { .. } | Error::TooLarge { .. } => None,
         }
     }
 }

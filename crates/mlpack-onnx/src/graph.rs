@@ -2,6 +2,7 @@
 
 use crate::data::DataFiles;
 use crate::element::Element;
+use crate::error::Error;
 use crate::proto::{
     AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -427,9 +428,12 @@ impl Graph {
 
     /// The model, called `file_name`, with its weights in files beside it.
     ///
+    /// # Errors
+    /// [`Error::TooLarge`] when what is left is more than protobuf can say.
+    ///
     /// # Panics
     /// When `data` is not the layout of this graph's weights.
-    pub fn encode(&self, file_name: &str, data: &DataFiles) -> Vec<u8> {
+    pub fn encode(&self, file_name: &str, data: &DataFiles) -> Result<Vec<u8>, Error> {
         assert_eq!(data.places().len(), self.weights.len(), "a layout of another graph");
         let initializer = |initializer: &Initializer| match initializer {
             Initializer::Constant(tensor) => tensor.clone(),
@@ -468,7 +472,8 @@ impl Graph {
             opset_import: opsets,
             metadata_props: Vec::new(),
         };
-        model.encode_to_vec()
+        fits(model.encoded_len() as u64)?;
+        Ok(model.encode_to_vec())
     }
 
     fn claim(&mut self, name: &str) {
@@ -488,6 +493,12 @@ impl Graph {
         }
         true
     }
+}
+
+/// Refuses what a message of protobuf cannot be as long as: readers count in 32 bits with a sign.
+fn fits(byte_len: u64) -> Result<(), Error> {
+    let limit = i32::MAX as u64;
+    if byte_len > limit { Err(Error::TooLarge { byte_len, limit }) } else { Ok(()) }
 }
 
 /// The oldest IR version with this opset (onnx 1.23, `helper.VERSION_TABLE`).
@@ -536,4 +547,28 @@ fn f16_bits(value: f32) -> u16 {
 
 fn bf16_bits(value: f32) -> u16 {
     half::bf16::from_f32(value).to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DataFiles;
+
+    #[test]
+    fn a_graph_is_at_most_as_long_as_protobuf_can_say() {
+        assert_eq!(fits((1 << 31) - 1), Ok(()));
+        assert_eq!(fits(1 << 31), Err(Error::TooLarge { byte_len: 1 << 31, limit: (1 << 31) - 1 }));
+    }
+
+    #[test]
+    fn weights_are_not_in_the_graph() {
+        let mut graph = Graph::new(Profile::Std);
+        let x = graph.input("x", Element::F32, &[1.into()]);
+        let w = graph.weight("w", "proj.weight", Form::AsIs, Element::F32, &[1 << 20, 1 << 20]);
+        let y = graph.node("MatMul", "/MatMul", &[&x, &w], Element::F32, &[]);
+        graph.output("y", &y, &[1.into()]);
+        let data = DataFiles::new(graph.weights(), u64::MAX);
+        assert_eq!(data.byte_lens(), [1 << 42]);
+        assert!(graph.encode("m.onnx", &data).unwrap().len() < 400);
+    }
 }

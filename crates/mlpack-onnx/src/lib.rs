@@ -14,8 +14,9 @@
 //! graph.output("y", &y, &["batch".into(), 8.into()]);
 //! let data = DataFiles::new(graph.weights(), u64::MAX);
 //! assert_eq!(data.places()[0].range, 0..128);
-//! let model = graph.encode("model.onnx", &data);
+//! let model = graph.encode("model.onnx", &data)?;
 //! assert!(model.windows(6).any(|w| w == b"MatMul"));
+//! # Ok::<(), mlpack_onnx::Error>(())
 //! ```
 //!
 //! **Invariants**

@@ -27,7 +27,7 @@ mod tests {
         let x = graph.input("x", Element::F32, &[1.into()]);
         let y = graph.node("Relu", "/relu", &[&x], Element::F32, &[]);
         graph.output("y", &y, &[1.into()]);
-        let plain = graph.encode("m.onnx", &DataFiles::new(graph.weights(), u64::MAX));
+        let plain = graph.encode("m.onnx", &DataFiles::new(graph.weights(), u64::MAX)).unwrap();
         let mut model = plain.clone();
         let pairs = [("mlpack.build", "a1"), ("mlpack.base.0.name", "b")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         add_metadata(&mut model, &pairs[..1]);
