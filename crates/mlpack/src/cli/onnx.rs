@@ -22,11 +22,11 @@ pub struct OnnxArgs {
     /// Give the blocks of ONNX graphs zero points
     #[arg(long, requires = "precision", conflicts_with = "quant")]
     pub asymmetric: bool,
-    /// How exactly ONNX Runtime multiplies by blocks: 0 as it chooses, 1 in float32, 4 in integers, faster [default: 0]
+    /// How exactly ONNX Runtime multiplies by blocks: 1 in float32, 4 in integers, faster, 0 as it chooses [default: 4]
     #[arg(long, value_name = "LEVEL", requires = "precision", conflicts_with = "quant", value_parser = clap::value_parser!(u32).range(0..=4))]
     pub accuracy_level: Option<u32>,
     /// How int8 and int4 matrices are stored: blocks, for ONNX Runtime's operators; qdq, for standard ones; dynamic, int8
-    /// alone, also multiplied in integers [default: blocks; for int8 in profile portable dynamic]
+    /// alone, also multiplied in integers [default: blocks; for int8 in profile portable qdq, of encoders dynamic]
     #[arg(long, value_enum, requires = "precision", conflicts_with = "quant")]
     pub scheme: Option<OnnxScheme>,
     /// Keep tensors in float32 in fp16 and bf16 graphs: those with such a part in their name, or `overflow`, those with a value
