@@ -19,6 +19,8 @@ pub struct OutputComparison {
     pub name: String,
     /// The largest difference of two values; infinite where a value is no number.
     pub max_error: f32,
+    /// How many values of the graph are infinite or no number.
+    pub not_finite: usize,
     /// The largest magnitude of the reference.
     pub largest: f32,
     /// The cosine of all values together.
@@ -77,6 +79,7 @@ impl OutputComparison {
         OutputComparison {
             name: expected.name.to_owned(),
             max_error: if max_error.is_finite() { max_error } else { f32::INFINITY },
+            not_finite: found.iter().filter(|v| !v.is_finite()).count(),
             largest: expected.values.iter().fold(0.0, |max, v| v.abs().max(max)),
             cosine: cosine(&expected.values, found),
             min_cosine: (!is_logits).then(|| rows().map(|(a, b)| cosine(a, b)).fold(1.0, f64::min)),
@@ -120,6 +123,7 @@ mod tests {
     fn errors_cosines_and_the_largest_element_are_those_of_rows() {
         let same = compared([1.0, 2.0, 4.0, -3.0]);
         assert_eq!((same.max_error, same.largest, same.agreement), (0.0, 4.0, Some((2, 2))));
+        assert_eq!(same.not_finite, 0);
         assert!((same.cosine - 1.0).abs() < 1e-12);
         let other = compared([2.0, 1.0, 4.0, -3.0]);
         assert_eq!((other.max_error, other.agreement), (1.0, Some((1, 2))));
@@ -135,7 +139,9 @@ mod tests {
         for tolerance in [Tolerance::Share(1.0), Tolerance::Cosine(0.0)] {
             let near = |output| Comparison { outputs: vec![output], tolerance }.is_near();
             assert!(near(compared([1.0, 2.0, 4.0, -3.0])));
-            assert!(!near(compared([1.0, f32::NAN, 4.0, -3.0])));
+            let broken = compared([1.0, f32::NAN, 4.0, f32::NEG_INFINITY]);
+            assert_eq!(broken.not_finite, 2);
+            assert!(!near(broken));
         }
     }
 }

@@ -72,5 +72,8 @@ fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
 
 /// What to do about an error, where its library knows.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(graph) = error.downcast_ref::<crate::commands::GraphTooFar>() {
+        return graph.hint().map(str::to_owned);
+    }
     first_library_error!(error, e => e.hint().map(|hint| hint.to_string())).flatten()
 }

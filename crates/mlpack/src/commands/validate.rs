@@ -17,6 +17,8 @@ const LIBRARY: &str = "ORT_DYLIB_PATH";
 pub struct Validated {
     /// The graph, in its directory.
     pub file: String,
+    /// How its numbers are stored.
+    pub precision: Precision,
     /// How far it is.
     pub comparison: Comparison,
 }
@@ -25,6 +27,16 @@ pub struct Validated {
 #[derive(Debug, thiserror::Error)]
 #[error("`{}` is too far from its source{}\n  expected: {}", Escaped(&.0.file), outputs(.0), expected(.0.comparison.tolerance))]
 pub struct TooFar(Box<Validated>);
+
+impl TooFar {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        let overflows = self.0.comparison.outputs.iter().any(|output| output.not_finite > 0);
+        (self.0.precision == Precision::Fp16 && overflows).then_some(
+            "the weights fit in float16, but something that is computed from them does not; use --precision bf16, fp32 or int4",
+        )
+    }
+}
 
 /// The library that graphs are to run in, where that is asked for. What it cannot run is refused before anything is written.
 pub fn runtime(args: &ValidateArgs, request: &OnnxRequest) -> anyhow::Result<Option<Runtime>> {
@@ -84,7 +96,7 @@ pub fn all(
             plan.plan.outputs.iter().filter(|o| o.variant == Some(precision.name()) && is_graph(&o.file_name));
         let file = graphs.next().expect("every precision has a graph").file_name.clone();
         let comparison = runtime.compare(&reference, &contents.join(&file), precision)?;
-        let validated = Validated { file, comparison };
+        let validated = Validated { file, precision, comparison };
         if !validated.comparison.is_near() {
             return Err(TooFar(Box::new(validated)).into());
         }
@@ -127,8 +139,11 @@ fn outputs(graph: &Validated) -> String {
             None => String::new(),
         };
         let least = output.min_cosine.map(|least| format!(" (of a vector at least {least:.6})")).unwrap_or_default();
-        let OutputComparison { name, max_error, largest, cosine, .. } = output;
+        let OutputComparison { name, max_error, largest, cosine, not_finite, .. } = output;
         let name = Escaped(name);
+        if *not_finite > 0 {
+            return format!("\n  output `{name}`: {not_finite} values are infinite or no numbers");
+        }
         format!("\n  output `{name}`: within {max_error:.1e} of {largest:.1e}, cosine {cosine:.6}{least}{agreement}")
     };
     graph.comparison.outputs.iter().map(line).collect()
