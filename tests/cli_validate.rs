@@ -3,6 +3,7 @@
 use crate::cli_onnx::small_bert;
 use crate::support::{TestDir, base, fixture, mlpack, onnxruntime, refused};
 use serde_json::Value;
+use std::path::Path;
 
 const CONVERT: [&str; 4] = ["--to", "onnx", "--validate", "--precision"];
 
@@ -108,4 +109,51 @@ fn a_sentence_embedder_is_near_its_source() {
     let cosine = |graph: &Value| graph["outputs"][1]["min-cosine"].as_str().unwrap().parse::<f64>().unwrap();
     assert!(cosine(&graphs[0]) >= 0.999_999, "{}", graphs[0]);
     assert!(cosine(&graphs[2]) >= 0.97, "{}", graphs[2]);
+}
+
+/// Changes the values of a matrix of the small BERT.
+fn change(dir: &TestDir, tensor: &str, of: impl Fn(usize, f32) -> f32) {
+    let file = dir.path("bert/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let [start, end] = [0, 1].map(|i| 8 + header_len + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize);
+    for (i, value) in bytes[start..end].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *value = of(i, f32::from_le_bytes(*value)).to_le_bytes();
+    }
+    std::fs::write(&file, bytes).unwrap();
+}
+
+/// What is said to convert the small BERT and validate it.
+fn validating<'a>(library: &'a Path, precision: &'a str) -> Vec<&'a str> {
+    let library = ["--onnxruntime", library.to_str().unwrap()];
+    [&["convert", "bert", "-o", "out"], &CONVERT[..], &[precision], &library].concat()
+}
+
+#[test]
+fn what_float16_cannot_hold_of_activations_is_found() {
+    let Some(library) = onnxruntime() else { return };
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    // Every weight fits; what they make of each other does not.
+    change(&dir, "encoder.layer.0.intermediate.dense.weight", |_, v| v * 60_000.0);
+    change(&dir, "encoder.layer.0.output.dense.weight", |_, v| v * 60_000.0);
+    insta::assert_snapshot!("validate-overflow", refused(&dir, &validating(&library, "fp16"), 1));
+    mlpack(&dir).args(validating(&library, "fp32")).succeed();
+}
+
+#[test]
+fn a_graph_that_is_far_from_its_source_is_not_written() {
+    let Some(library) = onnxruntime() else { return };
+    let dir = TestDir::new();
+    small_bert(&dir, "BertModel");
+    // One large value in each block, the same in all rows, which the norm takes out again: four bits keep nothing else.
+    change(&dir, "encoder.layer.0.output.dense.weight", |i, v| if matches!(i % 48, 0 | 32) { 1000.0 } else { v * 8.0 });
+    let text = refused(&dir, &validating(&library, "int4"), 1);
+    assert!(
+        text.contains("error: `onnx/model_q4.onnx` is too far from its source\n  output `last_hidden_state`: within"),
+        "{text}"
+    );
+    assert!(text.contains("\n  expected: a cosine of at least 0.7\n"), "{text}");
+    mlpack(&dir).args(validating(&library, "fp32")).succeed();
 }

@@ -7,7 +7,8 @@
 #![allow(clippy::print_stdout, reason = "printing is what this program is for")]
 
 use mlpack_quant::{
-    Backend, can_encode, decode_on, encode_on, first_invalid_block, needs_importance, uses_importance, widen_on,
+    Backend, NBits, NBitsPart, can_encode, decode_on, encode_on, first_invalid_block, needs_importance,
+    uses_importance, widen_on,
 };
 use mlpack_tensor::{Dtype, GgmlType};
 use std::time::Instant;
@@ -32,6 +33,17 @@ fn main() {
         let mut dst = vec![0.0; ROW * 16];
         let rate = |backend| best(ROW * 16, || widen_on(backend, dtype, &src, &mut dst).expect("lengths fit"));
         print_line(&name, rate);
+    }
+    for bits in [4, 8] {
+        for part in [NBitsPart::Codes, NBitsPart::Scales] {
+            let name = format!("NBits{bits} {part:?}");
+            if wanted(&name) || wanted("NBits") {
+                let blocks = NBits { bits, block: 32, symmetric: true, scale: Dtype::F32 };
+                let x = noise(4 * ROW, 0.02);
+                let mut dst = vec![0; 4 * blocks.row_byte_len(part, ROW as u64) as usize];
+                print_line(&name, |backend| best(x.len(), || blocks.encode_on(backend, part, &x, ROW, &mut dst)));
+            }
+        }
     }
     for &ty in GgmlType::ALL.iter().filter(|&&ty| can_encode(ty) && wanted(ty.name())) {
         for with in [false, true] {
