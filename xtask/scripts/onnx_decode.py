@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Time how long graphs of one decoder take for a token in ONNX Runtime, side by side.
+"""Time how long two graphs of one decoder take for a token in ONNX Runtime, side by side.
 
-usage: onnx_decode.py ROUNDS FILE...        needs: pip install onnxruntime numpy
+usage: onnx_decode.py ROUNDS FILE OTHER_FILE        needs: pip install onnxruntime numpy
 
-The first file tells the sizes of the cache; the others may have names for them. Each round gives every graph the same 64 tokens and
-then 32 more one by one, in turns, with two threads; the time of a token is the median of its rounds' means. Prints the
-milliseconds of each graph as JSON.
+The first file tells the sizes of the cache; the other may have names for them. Each round gives both graphs the same 64 tokens and
+then 32 more one by one, in turns, with two threads; the time of a token is the median of its rounds' means. Prints as JSON the
+milliseconds of each graph, and how fast the first one is as a part of the other: the median of the rounds' ratios, as a machine may be
+slower from one round to the next.
 """
 import json
 import statistics
@@ -60,7 +61,8 @@ def main():
         for j in range(len(sessions)):
             j = (i + j) % len(sessions)
             times[j].append(decode(sessions[j], sizes))
-    print(json.dumps([1000 * statistics.median(t) for t in times]))
+    medians = [1000 * statistics.median(t) for t in times]
+    print(json.dumps({"ms": medians, "speed": statistics.median(other / own for own, other in zip(*times))}))
 
 
 main()

@@ -2,12 +2,14 @@
 """Compare quantized matrices of an ONNX file with what ONNX Runtime's own tools make of the float one.
 
 usage: onnx_integers.py dynamic FLOAT_FILE QUANTIZED_FILE
+       onnx_integers.py columns FLOAT_FILE QUANTIZED_FILE
        onnx_integers.py qdq FLOAT_FILE QUANTIZED_FILE BLOCK_SIZE symmetric|asymmetric
        needs: pip install onnx onnxruntime onnx_ir
 
 dynamic: every matrix and table that quantize_dynamic (per_channel, QInt8) quantizes has to have the same bytes, and both graphs
-have to compute the same as they are written, without ONNX Runtime's optimizations. qdq: codes, scales and zero points of MatMulNBitsQuantizer in QDQ form. Values are compared, as the
-order and the names of the others' tensors are their own.
+have to compute the same as they are written, without ONNX Runtime's optimizations. columns: the same bytes and scales, with the
+products in floats, as ONNX Runtime has no tool for; the outputs have to be near the float graph's. qdq: codes, scales and zero points of
+MatMulNBitsQuantizer in QDQ form. Values are compared, as the order and the names of the others' tensors are their own.
 """
 import collections
 import pathlib
@@ -86,6 +88,22 @@ def untied(plain):
     return model
 
 
+def columns(plain, quantized):
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = pathlib.Path(folder) / "theirs.onnx"
+        quantize_dynamic(untied(plain), theirs, per_channel=True, weight_type=QuantType.QInt8)
+        reference = onnx.load(theirs)
+    wanted = [w for w in tensors(reference, (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)) if w[1][1] != ()]
+    wanted += [(t.name, contents(t)) for t in reference.graph.initializer if t.name.endswith("_scale")]
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT)
+    missing = compare(wanted, tensors(onnx.load(quantized), kinds))
+    (error, largest), found = distance(outputs(plain), outputs(quantized, "DISABLE_ALL")), outputs(quantized)
+    error = max(error, distance(outputs(plain), found)[0])
+    if not error <= 0.1 * largest:
+        missing.append(f"outputs differ from the float graph's by {error:.2e} of {largest:.3g}")
+    return len(wanted), missing, f"; outputs within {error:.1e} of {largest:.3g} of the float graph's"
+
+
 def dynamic(plain, quantized):
     with tempfile.TemporaryDirectory() as folder:
         theirs = pathlib.Path(folder) / "theirs.onnx"
@@ -131,7 +149,7 @@ def qdq(plain, quantized, block, kind):
 def main():
     mode, *rest = sys.argv[1:]
     onnx.checker.check_model(rest[1], full_check=True)
-    compared, wrong, more = {"dynamic": dynamic, "qdq": qdq}[mode](*rest)
+    compared, wrong, more = {"columns": columns, "dynamic": dynamic, "qdq": qdq}[mode](*rest)
     print(f"{compared} tensors compared, {len(wrong)} differ{more}")
     if wrong or not compared:
         sys.exit("\n".join(wrong[:10]) or "there is nothing to compare")

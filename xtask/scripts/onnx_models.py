@@ -30,6 +30,7 @@ CASES = {
     "llama3": ("LlamaForCausalLM", "llama", {"rope_parameters": LLAMA3}),
     "llama-linear": ("LlamaForCausalLM", "llama", {"rope_parameters": LINEAR}),
     "llama-yarn": ("LlamaForCausalLM", "llama", {"rope_parameters": YARN}),
+    "llama-odd": ("LlamaForCausalLM", "llama", {"vocab_size": 321, "intermediate_size": 99}),
     "mistral": ("MistralForCausalLM", "mistral", {"sliding_window": 16}),
     "qwen2": ("Qwen2ForCausalLM", "qwen2", {}),
     "qwen2-sliding": ("Qwen2ForCausalLM", "qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),

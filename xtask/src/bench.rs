@@ -129,6 +129,7 @@ fn parse(arguments: &[&str]) -> Result<Options> {
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--out" => options.out = Some(value()?.into()),
             "--keep" => options.keep = true,
+            "--onnx" => options.parts.push("onnx".to_owned()),
             part if PARTS.contains(&part) => options.parts.push(part.to_owned()),
             other => bail!(
                 "unknown argument `{other}`\n  expected: one of {}, --dir DIR, --runs N, --only TYPES, --out FILE, --keep",
@@ -186,6 +187,7 @@ mod tests {
             (options.parts, options.only),
             (vec!["quantize".to_owned()], vec!["Q4_K_M".to_owned(), "Q8_0".to_owned()])
         );
+        assert_eq!(parse(&["--onnx"]).unwrap().parts, ["onnx"]);
         assert!(parse(&["quantise"]).err().unwrap().to_string().contains("unknown argument `quantise`"));
         assert!(parse(&["--only", "Q4_K_X"]).err().unwrap().to_string().contains("Q4_K_M,"));
     }

@@ -44,7 +44,7 @@ other inputs
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2,
-                       tokenizers, provenance, onnx, onnx-runtimes, cuda, and what takes minutes to build and is
+                       tokenizers, provenance, onnx, onnx-runtimes, minilm, optimum, cuda, and what takes minutes to build and is
                        left out by default: llama-server, cosign, crane, distribution, ollama, oras
   parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
                          convert: base, merged, smollm2, mistral, llama3, qwen2
@@ -54,7 +54,8 @@ other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
                          lineage: what cosign says of signed files and of what publish attached
                          registry: what Ollama, oras, crane, podman and distribution 3 say of what is published
                          onnx (or --onnx): graphs (decoders and encoders in ONNX Runtime against transformers, integers against
-                         its quantizers), runtimes (SmolLM2 in onnxruntime-genai and transformers.js)
+                         its quantizers), runtimes (SmolLM2 in onnxruntime-genai and transformers.js), validate (SmolLM2 in
+                         every profile and precision), sentences (200 through all-MiniLM-L6-v2)
                          --only TEXT  quantizes only where the printed title has this text
                          --seed N     other random rows (default 1)
                          --record     archs: writes the goldens that the tests compare with

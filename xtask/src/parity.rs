@@ -8,6 +8,7 @@ mod lineage;
 mod lora;
 mod onnx;
 mod quantize;
+mod real;
 mod registry;
 mod rows;
 mod runtimes;
@@ -26,8 +27,11 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("lora", &["kinds", "opens"]),
     ("lineage", &["lineage"]),
     ("registry", &["registry"]),
-    ("onnx", &["graphs", "runtimes"]),
+    ("onnx", ONNX),
 ];
+
+/// The cases of ONNX.
+const ONNX: &[&str] = &["graphs", "runtimes", "validate", "sentences"];
 
 /// What to compare.
 struct Options {
@@ -80,7 +84,14 @@ pub fn command(arguments: &[&str]) -> Result<()> {
         differing += onnx::run(&options.only, &peers, &build_mlpack(true)?)?;
     }
     if options.cases.contains(&"runtimes") {
-        differing += runtimes::run(&peers, &build_mlpack(true)?)?;
+        let mlpack = build_mlpack(true)?;
+        differing += runtimes::run(&peers, &mlpack)? + real::beyond_builder(&peers, &mlpack)?;
+    }
+    if options.cases.contains(&"validate") {
+        differing += real::validate(&peers, &build_mlpack(true)?)?;
+    }
+    if options.cases.contains(&"sentences") {
+        differing += real::sentences(&peers, &build_mlpack(true)?)?;
     }
     if options.cases.contains(&"rows") {
         differing += rows::run(options.seed, &peers)?;
@@ -100,7 +111,7 @@ fn parse(arguments: &[&str]) -> Result<Options> {
             "--only" => options.only = value()?.to_lowercase(),
             "--record" => options.record = true,
             "--archs" => options.cases.push("archs"),
-            "--onnx" => options.cases.extend(["graphs", "runtimes"]),
+            "--onnx" => options.cases.extend(ONNX),
             "--seed" => options.seed = value()?.parse().context("`--seed` needs a number")?,
             name => {
                 let named = |(group, cases): &(&str, &'static [&'static str])| -> Vec<&'static str> {
@@ -134,7 +145,7 @@ mod tests {
         let cases = |arguments: &[&str]| parse(arguments).unwrap().cases;
         assert_eq!(cases(&["quantize", "base"]), ["ftypes", "options", "mixtures", "base"]);
         assert_eq!(cases(&["rows"]), ["rows"]);
-        assert_eq!(cases(&["--seed", "3"]).len(), 17);
+        assert_eq!(cases(&["--seed", "3"]).len(), 19);
         assert_eq!(cases(&["lora"]), ["kinds", "opens"]);
         assert_eq!(cases(&["--archs"]), ["archs"]);
     }

