@@ -18,6 +18,14 @@ def arrays(model, folder):
     return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
 
 
+def defined(codes, bits, length):
+    """Without the half byte after a row of odd length: ONNX Runtime reads past its input there."""
+    if bits == 4 and length % 2:
+        codes = codes.copy()
+        codes.reshape(len(codes), -1)[:, length // 2] &= 0x0F
+    return codes
+
+
 def main():
     plain, quantized, bits, block, kind = sys.argv[1:6]
     bits, block = int(bits), int(block)
@@ -26,6 +34,7 @@ def main():
     quantizer.process()
     want = {t.name: numpy_helper.to_array(t) for t in quantizer.model.model.graph.initializer}
     got = arrays(onnx.load(quantized, load_external_data=False), quantized.rpartition("/")[0])
+    lengths = {n.input[1]: next(a.i for a in n.attribute if a.name == "K") for n in quantizer.model.model.graph.node if n.op_type == "MatMulNBits"}
     compared, wrong = 0, []
     for name, array in want.items():
         if not name.endswith((f"_Q{bits}", "_scales", "_zero_points")):
@@ -33,7 +42,7 @@ def main():
         compared += 1
         if name not in got:
             wrong.append(f"{name}: missing")
-        elif got[name].tobytes() != array.tobytes():
+        elif defined(got[name], bits, lengths.get(name, 0)).tobytes() != defined(array, bits, lengths.get(name, 0)).tobytes():
             wrong.append(f"{name}: {got[name].shape} and {array.shape} differ")
     print(f"{compared} tensors compared, {len(wrong)} differ")
     if wrong or not compared:

@@ -135,6 +135,8 @@ def qdq(plain, quantized, block, kind):
     reference = quantizer.model.model
     codes = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     wanted = tensors(reference, codes) + [(t.name, contents(t)) for t in reference.graph.initializer if "_scales" in t.name]
+    # Rows of odd length would share a byte with the next, so that such matrices stay in float32.
+    wanted = [w for w in wanted if w[1][1][-1] % 2 == 0]
     got = tensors(onnx.load(quantized), codes + (onnx.TensorProto.FLOAT,))
     missing = compare(wanted, got)
     # ONNX Runtime multiplies by such matrices in integers where it may, so that only a float graph has the same numbers.
