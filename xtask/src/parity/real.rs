@@ -121,6 +121,12 @@ pub fn beyond_builder(peers: &Peers, mlpack: &Path) -> Result<usize> {
     output(peers.script("onnx_models.py").arg(&models).args(["gemma3", "smollm3"]))?;
     let mut differing = 0;
     for name in ["gemma3", "smollm3"] {
+        // Any tokenizer: without one the builder fails of that.
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            let from = peers.smollm2_dir().join(file);
+            std::fs::copy(&from, models.join(name).join(file))
+                .with_context(|| format!("cannot copy `{}`", from.display()))?;
+        }
         let mut build = peers.python();
         build.args(["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", "fp32", "-m"]).arg(models.join(name));
         build.arg("-o").arg(work.join("theirs").join(name)).arg("-c").arg(work.join("cache"));
