@@ -101,10 +101,9 @@ fn a_device_that_fails_at_any_slab_leaves_the_rest_to_the_cpu() {
         assert_eq!(found, expected, "after {succeed} launches");
         assert!(on_device < all);
         let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-        assert!(
-            warning.starts_with("the GPU `host model 0` failed; cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED"),
-            "{warning}"
-        );
+        // After a launch that fails every call does, and the other thread's may be the first to say so.
+        assert!(warning.starts_with("the GPU `host model 0` failed; cu"), "{warning}");
+        assert!(warning.contains(": CUDA_ERROR_LAUNCH_FAILED"), "{warning}");
         assert!(warning.contains(&format!("{on_device} of ")), "{warning}");
     }
 }
