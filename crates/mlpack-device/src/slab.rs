@@ -1,5 +1,6 @@
 //! Rows on their way: what a device is given, and what it gives back.
 
+use mlpack_quant::uses_importance;
 use mlpack_tensor::{Dtype, GgmlType};
 
 /// Rows as they are stored, and what is added to them.
@@ -65,24 +66,8 @@ pub fn can_encode(ty: GgmlType, importance: bool) -> bool {
     matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) || crate::cuda::kernel(ty, importance).is_some()
 }
 
-/// Whether encoding to a type takes a CPU much longer than copying the values to a device and back.
+/// Whether encoding to a type takes a CPU much longer than copying the values to a device and back: types that importance changes
+/// are searched for, some of them only with it.
 pub fn is_searched(ty: GgmlType, importance: bool) -> bool {
-    match ty {
-        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => importance,
-        GgmlType::Q2_K
-        | GgmlType::Q3_K
-        | GgmlType::Q4_K
-        | GgmlType::Q5_K
-        | GgmlType::Q6_K
-        | GgmlType::IQ1_S
-        | GgmlType::IQ1_M
-        | GgmlType::IQ2_XXS
-        | GgmlType::IQ2_XS
-        | GgmlType::IQ2_S
-        | GgmlType::IQ3_XXS
-        | GgmlType::IQ3_S
-        | GgmlType::IQ4_NL
-        | GgmlType::IQ4_XS => true,
-        _ => false,
-    }
+    uses_importance(ty) && (importance || !crate::cuda::weighs_by_row(ty))
 }

@@ -24,7 +24,7 @@ use crate::{Dependency, Error};
 use mlpack_fs::{Sha256, hash_file};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trainer::TrainerState;
+use trainer::{Beside, TrainerState};
 
 /// Where a training run is told about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,11 +204,12 @@ pub fn find_run_with(
         run.seen.extend(evidence.sha256.parse().ok().map(|digest: Sha256| (digest, path)));
         run.record.evidence.push(evidence);
     }
-    run.record.base_model = trainer::base_model(adapter_dir)?;
+    let beside = Beside::open(adapter_dir)?;
+    run.record.base_model = beside.base_model();
     if run.record.base_model.is_some() {
         run.record.inferred.push("base_model".to_owned());
     }
-    run.record.environment = trainer::environment(adapter_dir)?;
+    run.record.environment = beside.environment();
     if !run.record.environment.is_empty() {
         run.record.inferred.push("environment".to_owned());
     }
@@ -216,7 +217,7 @@ pub fn find_run_with(
         run.record.environment.entry("transformers".to_owned()).or_insert_with(|| version.clone());
     }
     if run.record.datasets.is_empty() {
-        run.record.datasets = trainer::card_datasets(adapter_dir)?;
+        run.record.datasets = beside.card_datasets();
         if let Some(dataset) = dataset {
             add_given_dataset(&mut run, dataset)?;
         }

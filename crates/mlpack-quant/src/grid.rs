@@ -26,15 +26,24 @@ pub struct Combination {
     pub index: u16,
 }
 
+/// Whether values of a type are codes of points of a grid.
+pub fn has_grid(ty: GgmlType) -> bool {
+    grid_of(ty).is_some()
+}
+
 /// The grid of a type; `None` for types without one.
 pub fn grid_table(ty: GgmlType) -> Option<GridTable> {
+    grid_of(ty).map(|table| table())
+}
+
+fn grid_of(ty: GgmlType) -> Option<fn() -> GridTable> {
     Some(match ty {
-        GgmlType::IQ2_XXS => IQ2_XXS.table(),
-        GgmlType::IQ2_XS => IQ2_XS.table(),
-        GgmlType::IQ2_S => IQ2_S.table(),
-        GgmlType::IQ3_XXS => IQ3_XXS.table(),
-        GgmlType::IQ3_S => IQ3_S.table(),
-        GgmlType::IQ1_S | GgmlType::IQ1_M => IQ1.table(),
+        GgmlType::IQ2_XXS => || IQ2_XXS.table(),
+        GgmlType::IQ2_XS => || IQ2_XS.table(),
+        GgmlType::IQ2_S => || IQ2_S.table(),
+        GgmlType::IQ3_XXS => || IQ3_XXS.table(),
+        GgmlType::IQ3_S => || IQ3_S.table(),
+        GgmlType::IQ1_S | GgmlType::IQ1_M => || IQ1.table(),
         _ => return None,
     })
 }

@@ -39,7 +39,7 @@ pub use codec::{
 };
 pub use columns::{ColumnBlocks, ColumnPart, Extremes, decode_columns, decode_table, encode_columns, encode_table};
 pub use error::Error;
-pub use grid::{Combination, GridTable, grid_table};
+pub use grid::{Combination, GridTable, grid_table, has_grid};
 pub use kernels::Backend;
 pub use nbits::{NBits, NBitsPart};
 pub use validate::first_invalid_block;

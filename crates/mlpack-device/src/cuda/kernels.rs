@@ -4,6 +4,7 @@
 use super::driver::{Address, Context};
 use super::memory::Channel;
 use crate::Error;
+use mlpack_quant::has_grid;
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ffi::{CStr, c_void};
 use std::ptr;
@@ -59,21 +60,16 @@ pub(crate) fn kernel(ty: GgmlType, importance: bool) -> Option<Encoder> {
         GgmlType::TQ2_0 => (Some(c"tq2_0"), None, 1),
         _ => return None,
     };
-    let of_rows = matches!(ty, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1);
-    let grid = matches!(
-        ty,
-        GgmlType::IQ1_S
-            | GgmlType::IQ1_M
-            | GgmlType::IQ2_XXS
-            | GgmlType::IQ2_XS
-            | GgmlType::IQ2_S
-            | GgmlType::IQ3_XXS
-            | GgmlType::IQ3_S
-    );
+    let grid = has_grid(ty);
     match weighted.filter(|_| importance) {
-        Some(name) => Some(Encoder { name, lanes, mean_squares: of_rows, grid, weighted: true }),
+        Some(name) => Some(Encoder { name, lanes, mean_squares: weighs_by_row(ty), grid, weighted: true }),
         None => plain.map(|name| Encoder { name, lanes, mean_squares: false, grid, weighted: false }),
     }
+}
+
+/// Whether importance weighs the values of a type together with the mean square of their row, and is all that is searched by.
+pub(crate) fn weighs_by_row(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1)
 }
 
 /// How kernels are told how values are stored.

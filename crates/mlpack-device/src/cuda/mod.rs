@@ -14,7 +14,7 @@ mod probe;
 mod tile;
 
 pub use kernels::MAX_DELTAS;
-pub(crate) use kernels::kernel;
+pub(crate) use kernels::{kernel, weighs_by_row};
 pub use probe::Probe;
 
 use crate::{Error, Outcome, Output, Slab};

@@ -102,6 +102,55 @@ fn evidence(path: &Path, sha256: mlpack_fs::Sha256) -> Evidence {
     Evidence { file, sha256: sha256.to_string() }
 }
 
+/// What is said about its training beside an adapter.
+pub(super) struct Beside {
+    config: Option<Value>,
+    card: Card,
+}
+
+impl Beside {
+    /// Reads `adapter_config.json` and the model card of a folder, where they are there.
+    pub fn open(dir: &Path) -> Result<Beside, Error> {
+        Ok(Beside { config: adapter_config(dir)?, card: card(dir)?.unwrap_or_default() })
+    }
+
+    fn configured(&self, key: &str) -> Option<String> {
+        self.config.as_ref()?.get(key)?.as_str().map(redact)
+    }
+
+    /// The versions of the software that trained: of the model card, and PEFT's of `adapter_config.json`.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let mut versions = self.card.versions.clone();
+        versions.extend(self.configured("peft_version").map(|version| ("peft".to_owned(), version)));
+        versions
+    }
+
+    /// The base model that `adapter_config.json` names, else the one of the model card.
+    pub fn base_model(&self) -> Option<BaseModel> {
+        if let Some(name) = self.configured("base_model_name_or_path") {
+            let stated_by = "adapter_config.json".to_owned();
+            return Some(BaseModel { name, revision: self.configured("revision"), stated_by });
+        }
+        let name = self.card.base_model.clone()?;
+        Some(BaseModel { name, revision: None, stated_by: "README.md".to_owned() })
+    }
+
+    /// The datasets that the model card names.
+    pub fn card_datasets(&self) -> Vec<Dataset> {
+        let claim = |name: &String| Dataset {
+            name: name.clone(),
+            context: None,
+            source: None,
+            claimed_digest: None,
+            claimed_algorithm: None,
+            sha256: None,
+            not_hashed: Some("named by a model card only".to_owned()),
+            stated_by: "README.md".to_owned(),
+        };
+        self.card.datasets.iter().map(claim).collect()
+    }
+}
+
 fn adapter_config(dir: &Path) -> Result<Option<Value>, Error> {
     let path = dir.join("adapter_config.json");
     if !path.is_file() {
@@ -111,44 +160,6 @@ fn adapter_config(dir: &Path) -> Result<Option<Value>, Error> {
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|source| Error::Json { origin: path.display().to_string(), source })
-}
-
-/// The versions of the software that trained: of the model card, and PEFT's of `adapter_config.json`.
-pub(super) fn environment(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
-    let mut versions = card(dir)?.map(|card| card.versions).unwrap_or_default();
-    let config = adapter_config(dir)?;
-    let peft = config.as_ref().and_then(|config| config.get("peft_version")?.as_str());
-    versions.extend(peft.map(|version| ("peft".to_owned(), redact(version))));
-    Ok(versions)
-}
-
-/// The base model that `adapter_config.json` names, else the one of the model card.
-pub(super) fn base_model(dir: &Path) -> Result<Option<BaseModel>, Error> {
-    if let Some(config) = adapter_config(dir)? {
-        let field = |key| config.get(key).and_then(Value::as_str).map(redact);
-        if let Some(name) = field("base_model_name_or_path") {
-            let stated_by = "adapter_config.json".to_owned();
-            return Ok(Some(BaseModel { name, revision: field("revision"), stated_by }));
-        }
-    }
-    let named = card(dir)?.and_then(|card| card.base_model);
-    Ok(named.map(|name| BaseModel { name, revision: None, stated_by: "README.md".to_owned() }))
-}
-
-/// The datasets that the model card names.
-pub(super) fn card_datasets(dir: &Path) -> Result<Vec<Dataset>, Error> {
-    let names = card(dir)?.map(|card| card.datasets).unwrap_or_default();
-    let claim = |name| Dataset {
-        name,
-        context: None,
-        source: None,
-        claimed_digest: None,
-        claimed_algorithm: None,
-        sha256: None,
-        not_hashed: Some("named by a model card only".to_owned()),
-        stated_by: "README.md".to_owned(),
-    };
-    Ok(names.into_iter().map(claim).collect())
 }
 
 #[derive(Debug, PartialEq, Default)]
