@@ -44,6 +44,19 @@ DUAL float lowest_level(int down) {
     return down ? -1.125f : -0.875f;
 }
 
+// Takes a split in place of the best so far, where its sums explain more of the values.
+DUAL void keep_better(float sumqx, float sumq2, int first, int second, int shifts, float *best_score, struct split *best) {
+    if (sumq2 > 0.0f && sumqx * sumqx > *best_score * sumq2) {
+        const float scale = sumqx / sumq2;
+        *best_score = scale * sumqx;
+        best->scale = scale;
+        best->first = first;
+        best->second = second;
+        best->shifts = shifts;
+        best->found = 1;
+    }
+}
+
 // The best split of 32 values, all shifted alike.
 DUAL struct split split_alike(const float *x, const struct ranked *r) {
     float sumx[33], sumw[33];
@@ -69,15 +82,7 @@ DUAL struct split split_alike(const float *x, const struct ranked *r) {
                 const float v0 = lowest_level(down), v1 = v0 + 1.0f, v2 = v0 + 2.0f;
                 const float sumqx = (x1 - 0.0f) * v0 + (x2 - x1) * v1 + (all_x - x2) * v2;
                 const float sumq2 = (w1 - 0.0f) * v0 * v0 + (w2 - w1) * v1 * v1 + (all_w - w2) * v2 * v2;
-                if (sumq2 > 0.0f && sumqx * sumqx > best_score * sumq2) {
-                    const float scale = sumqx / sumq2;
-                    best_score = scale * sumqx;
-                    best.scale = scale;
-                    best.first = i1;
-                    best.second = i2;
-                    best.shifts = down;
-                    best.found = 1;
-                }
+                keep_better(sumqx, sumq2, i1, i2, down, &best_score, &best);
             }
         }
     }
@@ -121,15 +126,7 @@ DUAL struct split split_halves(const float *x, const struct ranked *r) {
             for (int shifts = 0; shifts < 4; shifts++) {
                 const float sumqx = qx[shifts >> 1][0] + qx[shifts & 1][1];
                 const float sumq2 = q2[shifts >> 1][0] + q2[shifts & 1][1];
-                if (sumq2 > 0.0f && sumqx * sumqx > best_score * sumq2) {
-                    const float scale = sumqx / sumq2;
-                    best_score = scale * sumqx;
-                    best.scale = scale;
-                    best.first = i1;
-                    best.second = i2;
-                    best.shifts = shifts;
-                    best.found = 1;
-                }
+                keep_better(sumqx, sumq2, i1, i2, shifts, &best_score, &best);
             }
         }
     }
