@@ -2,12 +2,12 @@
 """Compare ONNX encoders, their heads and their sentence embeddings with transformers.
 
 usage: onnx_encoders.py models OUT_DIR                       writes small random checkpoints
-       onnx_encoders.py compare MODEL_DIR=ONNX_FILE=TOLERANCE...
+       onnx_encoders.py compare JOB...     where JOB is MODEL_DIR=ONNX_FILE=TOLERANCE[=BITS:BLOCK:symmetric|asymmetric]
        onnx_encoders.py sentences MODEL_DIR ONNX_FILE COSINE  200 sentences through a real sentence embedder
        needs: pip install torch transformers onnx onnxruntime
 
 Texts of several lengths in one batch, padded on the right, at each of ONNX Runtime's four levels of optimization. onnx.checker
-reads each file too.
+reads each file too. With bits, transformers computes with the matrices that blocks of integers stand for.
 """
 import json
 import pathlib
@@ -18,6 +18,8 @@ import onnx
 import onnxruntime as ort
 import torch
 import transformers
+
+from onnx_rounding import rounded
 
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 SMALL = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -82,10 +84,21 @@ def pooled(folder, hidden, mask):
     return {"sentence_embedding": vectors}
 
 
-def reference(folder, feed):
+def quantized(model, blocks):
+    """Rounds the matrices and the table of words, but not a table that is the output matrix, too."""
+    table = model.get_input_embeddings().weight
+    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    tied = any(matrix is table for matrix in matrices)
+    for weight in [matrix for matrix in matrices if matrix is not table] + ([] if tied else [table]):
+        weight.data.copy_(torch.from_numpy(rounded(weight.detach().numpy(), blocks)))
+
+
+def reference(folder, feed, blocks=None):
     config = transformers.AutoConfig.from_pretrained(folder)
     cls = getattr(transformers, config.architectures[0])
     model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if blocks:
+        quantized(model, blocks)
     inputs = {key: torch.from_numpy(value) for key, value in feed.items()}
     with torch.no_grad():
         out = model(**inputs)
@@ -108,7 +121,7 @@ def run(session, feed):
     return dict(zip(names, session.run(names, {name: feed[name] for name in inputs})))
 
 
-def compare(folder, file, tolerance):
+def compare(folder, file, tolerance, blocks=None):
     onnx.checker.check_model(file, full_check=True)
     config = transformers.AutoConfig.from_pretrained(folder)
     rng = numpy.random.default_rng(1)
@@ -123,7 +136,7 @@ def compare(folder, file, tolerance):
     feed = {"input_ids": ids, "attention_mask": mask}
     if config.model_type == "bert":
         feed["token_type_ids"] = types
-    wanted = reference(folder, feed)
+    wanted = reference(folder, feed, blocks)
     worst = largest = 0.0
     for level in LEVELS:
         got = run(session(file, level), feed)

@@ -21,6 +21,8 @@ import onnxruntime as ort
 import torch
 import transformers
 
+from onnx_rounding import rounded
+
 PREFILL, DECODE, PADDING = 65, 8, 9
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 KINDS = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bfloat16)": ml_dtypes.bfloat16}
@@ -37,25 +39,6 @@ def texts(vocabulary):
 def cuts():
     total = PREFILL + DECODE
     return [[(0, PREFILL)] + [(i, i + 1) for i in range(PREFILL, total)], [(0, 20), (20, total)]]
-
-
-def rounded(weight, bits, block, symmetric):
-    """What ONNX Runtime's default blocks of integers make of a matrix."""
-    top, middle = (15, 8) if bits == 4 else (255, 128)
-    rows, width = weight.shape
-    out = numpy.empty_like(weight)
-    for start in range(0, width, block):
-        part = weight[:, start:start + block]
-        low, high = part.min(1, keepdims=True), part.max(1, keepdims=True)
-        if symmetric:
-            scale, zero = numpy.where(abs(high) > abs(low), high, low) / numpy.float32(-middle), numpy.float32(middle)
-        else:
-            low, high = numpy.minimum(low, 0), numpy.maximum(high, 0)
-            scale = (high - low) / numpy.float32(top)
-            zero = numpy.floor(-low / scale + numpy.float32(0.5)).clip(0, top)
-        codes = numpy.floor(part * (1 / scale) + zero + numpy.float32(0.5)).clip(0, top)
-        out[:, start:start + block] = (codes - zero) * scale
-    return out
 
 
 def computed(model, texts, cut):
@@ -77,10 +60,8 @@ def one_by_one(texts):
 def reference(folder, blocks):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     if blocks:
-        bits, block, kind = blocks.split(":")
         for parameter in {p.data_ptr(): p for p in model.parameters() if p.ndim == 2}.values():
-            values = rounded(parameter.detach().numpy(), int(bits), int(block), kind == "symmetric")
-            parameter.data.copy_(torch.from_numpy(values))
+            parameter.data.copy_(torch.from_numpy(rounded(parameter.detach().numpy(), blocks)))
     both = texts(model.config.vocab_size)
     together = [computed(model, both, cut) for cut in cuts()]
     apart = [numpy.concatenate([computed(model, one, cut) for one in one_by_one(both)]) for cut in cuts()]

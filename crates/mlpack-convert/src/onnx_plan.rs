@@ -463,21 +463,37 @@ impl Steps<'_> {
             plan.outputs.push(Output { file_name, variant, preamble: Vec::new(), tensors: Vec::new(), byte_len });
         }
         for (weight, place) in graph.weights().iter().zip(data.places()) {
-            let role = &self.roles[&weight.role];
-            let step = self.step(plan, role, weight.form);
             let output = first + place.file;
-            let tensors = &mut plan.outputs[output].tensors;
-            plan.steps[step].targets.push(Target { output, tensor: tensors.len() });
-            tensors.push(OutputTensor {
-                name: weight.name.clone(),
-                source: Some(self.source.tensors()[role.position].name.clone()),
-                stored: stored(weight.form, weight.element, precision),
-                instead_of: None,
-                importance: None,
-                shape: Shape::new(weight.shape.clone()),
-                range: place.range.clone(),
-                padded_end: place.padded_end,
-            });
+            let stored = stored(weight.form, weight.element, precision);
+            let mut start = place.range.start;
+            for role in &weight.roles {
+                let role = &self.roles[role];
+                let tensor = &self.source.tensors()[role.position];
+                // Where there are several, their rows follow one another.
+                let (mut shape, mut end, mut padded_end) = (weight.shape.clone(), place.range.end, place.padded_end);
+                let mut name = weight.name.clone();
+                if weight.roles.len() > 1 {
+                    name = format!("{name} ({})", tensor.name);
+                    let row_byte_len = (place.range.end - place.range.start) / shape[0];
+                    shape[0] = tensor.shape.dims()[0];
+                    end = start + shape[0] * row_byte_len;
+                    padded_end = if end == place.range.end { padded_end } else { end };
+                }
+                let step = self.step(plan, role, weight.form);
+                let tensors = &mut plan.outputs[output].tensors;
+                plan.steps[step].targets.push(Target { output, tensor: tensors.len() });
+                tensors.push(OutputTensor {
+                    name,
+                    source: Some(tensor.name.clone()),
+                    stored,
+                    instead_of: None,
+                    importance: None,
+                    shape: Shape::new(shape),
+                    range: start..end,
+                    padded_end,
+                });
+                start = end;
+            }
         }
     }
 

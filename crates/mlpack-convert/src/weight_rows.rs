@@ -29,6 +29,11 @@ impl<'a> WeightRows<'a> {
         self.roles.get(role).map(|role| &self.source.tensors()[role.position].shape)
     }
 
+    /// The name that the checkpoint gives a weight, where it has it.
+    pub fn tensor(&self, role: &str) -> Option<&'a str> {
+        self.roles.get(role).map(|role| self.source.tensors()[role.position].name.as_str())
+    }
+
     /// Reads rows of a weight that is there, after what its description does to values; a vector is one row.
     ///
     /// # Errors

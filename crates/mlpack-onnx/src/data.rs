@@ -83,7 +83,7 @@ mod tests {
     fn weight(elements: u64) -> Weight {
         Weight {
             name: String::new(),
-            role: String::new(),
+            roles: Vec::new(),
             form: Form::AsIs,
             element: Element::F32,
             shape: vec![elements],

@@ -203,13 +203,13 @@ pub struct Blocks {
     pub symmetric: bool,
 }
 
-/// A tensor of the graph that comes from a checkpoint.
+/// A tensor of the graph that comes from a checkpoint's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weight {
     /// Its name in the graph.
     pub name: String,
-    /// The checkpoint's tensor, by its name in [`crate::Weights`].
-    pub role: String,
+    /// The checkpoint's tensor, by its name in [`crate::Weights`], or several whose rows follow one another.
+    pub roles: Vec<String>,
     /// What it is of that tensor.
     pub form: Form,
     /// How elements are stored.
@@ -373,9 +373,22 @@ impl Graph {
         self.known.insert(name.to_owned(), value.clone());
         self.opset = self.opset.max(element.since());
         self.initializers.push(Initializer::Weight(self.weights.len()));
-        let (name, role, shape) = (name.to_owned(), role.to_owned(), shape.to_vec());
-        self.weights.push(Weight { name, role, form, element, shape });
+        let (name, roles, shape) = (name.to_owned(), vec![role.to_owned()], shape.to_vec());
+        self.weights.push(Weight { name, roles, form, element, shape });
         value
+    }
+
+    /// Says which tensors of the checkpoint were joined to one.
+    ///
+    /// # Panics
+    /// When columns of such a tensor are asked for, which do not lie one after another: recipes are tested.
+    pub(crate) fn joined(&mut self, joined: &BTreeMap<String, Vec<String>>) {
+        for weight in &mut self.weights {
+            if let Some(parts) = joined.get(&weight.roles[0]) {
+                assert!(!weight.form.is_transposed(), "`{}` is made of rows", weight.name);
+                weight.roles.clone_from(parts);
+            }
+        }
     }
 
     /// A constant list of 64-bit integers; the same list again is the same value.

@@ -1,5 +1,6 @@
 //! How far a graph's outputs are from the reference.
 
+use crate::forward::Overflow;
 use crate::reference::Expected;
 use mlpack_convert::Precision;
 
@@ -10,6 +11,8 @@ pub struct Comparison {
     pub outputs: Vec<OutputComparison>,
     /// How far they may be.
     pub tolerance: Tolerance,
+    /// For a graph of float16: where the reference first has a value that it cannot hold.
+    pub overflow: Option<Overflow>,
 }
 
 /// An output beside the reference.
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn what_is_no_number_is_never_near() {
         for tolerance in [Tolerance::Share(1.0), Tolerance::Cosine(0.0)] {
-            let near = |output| Comparison { outputs: vec![output], tolerance }.is_near();
+            let near = |output| Comparison { outputs: vec![output], tolerance, overflow: None }.is_near();
             assert!(near(compared([1.0, 2.0, 4.0, -3.0])));
             let broken = compared([1.0, f32::NAN, 4.0, f32::NEG_INFINITY]);
             assert_eq!(broken.not_finite, 2);

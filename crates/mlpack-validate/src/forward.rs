@@ -9,6 +9,7 @@ mod encoder;
 use candle_core::{D, Device, Result, Tensor};
 use mlpack_arch::{Activation, Norm, Rope};
 use mlpack_convert::WeightRows;
+use std::cell::RefCell;
 
 pub(crate) use decoder::decoder;
 pub(crate) use encoder::{encoder, token_type};
@@ -21,31 +22,67 @@ const UNSEEN: f32 = -1e30;
 /// Either a weight cannot be read, or a product is wrong.
 type Outcome<T> = std::result::Result<T, crate::Error>;
 
-/// The weights of a model.
-pub(crate) struct Weights<'a>(pub WeightRows<'a>);
+/// Where a value first leaves the range of float16.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Overflow {
+    /// The checkpoint's tensor that it goes into, or comes from.
+    pub tensor: String,
+    /// Whether it comes from it.
+    pub is_output: bool,
+    /// The largest magnitude there.
+    pub magnitude: f32,
+}
 
-impl Weights<'_> {
+/// The weights of a model, and where it first computes what float16 cannot hold.
+pub(crate) struct Weights<'a> {
+    rows: WeightRows<'a>,
+    overflow: RefCell<Option<Overflow>>,
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(rows: WeightRows<'a>) -> Weights<'a> {
+        Weights { rows, overflow: RefCell::default() }
+    }
+
+    /// Where something that was computed first left the range of float16.
+    pub(crate) fn overflow(&self) -> Option<Overflow> {
+        self.overflow.borrow().clone()
+    }
+
+    /// Looks at what goes into a tensor or comes from it.
+    fn look(&self, role: &str, is_output: bool, x: &Tensor) -> Outcome<()> {
+        let mut overflow = self.overflow.borrow_mut();
+        if overflow.is_none() && x.elem_count() > 0 {
+            let magnitude = x.flatten_all()?.abs()?.max(0)?.to_scalar::<f32>()?;
+            if half::f16::from_f32(magnitude).is_infinite() {
+                let tensor = self.rows.tensor(role).unwrap_or(role).to_owned();
+                *overflow = Some(Overflow { tensor, is_output, magnitude });
+            }
+        }
+        Ok(())
+    }
+
     fn has(&self, role: &str) -> bool {
-        self.0.shape(role).is_some()
+        self.rows.shape(role).is_some()
     }
 
     /// Rows of a matrix that is there.
     pub(crate) fn row_count(&self, role: &str) -> u64 {
-        self.0.shape(role).and_then(mlpack_tensor::Shape::row_count).unwrap_or(0)
+        self.rows.shape(role).and_then(mlpack_tensor::Shape::row_count).unwrap_or(0)
     }
 
     /// A whole vector or small table.
     fn whole(&self, role: &str) -> Outcome<Tensor> {
         let shape: Vec<usize> =
-            self.0.shape(role).map(|shape| shape.dims().iter().map(|n| *n as usize).collect()).unwrap_or_default();
-        Ok(Tensor::from_vec(self.0.read(role, 0..self.row_count(role))?, shape, &Device::Cpu)?)
+            self.rows.shape(role).map(|shape| shape.dims().iter().map(|n| *n as usize).collect()).unwrap_or_default();
+        Ok(Tensor::from_vec(self.rows.read(role, 0..self.row_count(role))?, shape, &Device::Cpu)?)
     }
 
     /// Rows of a table by number, `[numbers, width]`.
     fn looked_up(&self, role: &str, numbers: &[u64]) -> Outcome<Tensor> {
         let mut values = Vec::new();
         for &number in numbers {
-            values.extend(self.0.read(role, number..number + 1)?);
+            values.extend(self.rows.read(role, number..number + 1)?);
         }
         let width = values.len() / numbers.len().max(1);
         Ok(Tensor::from_vec(values, (numbers.len(), width), &Device::Cpu)?)
@@ -60,7 +97,7 @@ impl Weights<'_> {
         while start < outputs {
             let end = outputs.min(start + step);
             let rows = Tensor::from_vec(
-                self.0.read(role, start..end)?,
+                self.rows.read(role, start..end)?,
                 ((end - start) as usize, inputs as usize),
                 &Device::Cpu,
             )?;
@@ -72,25 +109,34 @@ impl Weights<'_> {
 
     /// `x @ W^T + b`, with the vector where the checkpoint has one.
     fn linear(&self, name: &str, x: &Tensor) -> Outcome<Tensor> {
-        let y = self.product(&format!("{name}.weight"), x)?;
-        let bias = format!("{name}.bias");
-        if !self.has(&bias) {
-            return Ok(y);
+        let (matrix, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        self.look(&matrix, false, x)?;
+        let mut y = self.product(&matrix, x)?;
+        self.look(&matrix, true, &y)?;
+        if self.has(&bias) {
+            y = y.broadcast_add(&self.whole(&bias)?)?;
+            self.look(&bias, true, &y)?;
         }
-        Ok(y.broadcast_add(&self.whole(&bias)?)?)
+        Ok(y)
     }
 
     /// A norm over the last dimension.
     fn norm(&self, name: &str, x: &Tensor, norm: Norm, epsilon: f32) -> Outcome<Tensor> {
+        let weight = format!("{name}.weight");
+        self.look(&weight, false, x)?;
         let centred = match norm {
             Norm::Rms => x.clone(),
             Norm::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         };
         let mean = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let y = centred.broadcast_div(&(mean + f64::from(epsilon))?.sqrt()?)?;
-        let y = y.broadcast_mul(&self.whole(&format!("{name}.weight"))?)?;
+        let mut y = y.broadcast_mul(&self.whole(&weight)?)?;
         let bias = format!("{name}.bias");
-        Ok(if norm == Norm::Layer && self.has(&bias) { y.broadcast_add(&self.whole(&bias)?)? } else { y })
+        if norm == Norm::Layer && self.has(&bias) {
+            y = y.broadcast_add(&self.whole(&bias)?)?;
+        }
+        self.look(&weight, true, &y)?;
+        Ok(y)
     }
 }
 

@@ -33,5 +33,6 @@ mod runtime;
 
 pub use compare::{Comparison, OutputComparison, Tolerance};
 pub use error::Error;
+pub use forward::Overflow;
 pub use reference::Reference;
 pub use runtime::Runtime;

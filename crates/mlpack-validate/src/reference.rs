@@ -1,7 +1,7 @@
 //! What a model makes of some texts, computed from its description and its weights.
 
 use crate::error::Error;
-use crate::forward::{self, Weights};
+use crate::forward::{self, Overflow, Weights};
 use crate::probe::Probe;
 use candle_core::Tensor;
 use mlpack_arch::{Encoder, TokenTypes};
@@ -14,6 +14,7 @@ pub struct Reference {
     pub(crate) probe: Probe,
     pub(crate) kind: Kind,
     pub(crate) outputs: Vec<Expected>,
+    pub(crate) overflow: Option<Overflow>,
 }
 
 /// What graphs are given besides tokens.
@@ -42,14 +43,15 @@ impl Reference {
     /// # Errors
     /// When a weight cannot be read.
     pub fn compute(source: &Source, computation: &Computation, fixed: &FixedDims) -> Result<Reference, Error> {
-        let weights = Weights(WeightRows::new(source, computation)?);
+        let weights = Weights::new(WeightRows::new(source, computation)?);
         match computation {
             Computation::Decoder(_, decoder) => {
                 let probe = Probe::of_decoder(decoder, fixed);
                 let logits = forward::decoder(decoder, &weights, &probe.texts)?;
                 let (layers, kv_heads, head_dim) = (decoder.layers.len(), decoder.kv_heads, decoder.head_dim);
                 let kind = Kind::Decoder { layers, kv_heads, head_dim };
-                Ok(Reference { probe, kind, outputs: vec![expected("logits", true, &logits)?] })
+                let outputs = vec![expected("logits", true, &logits)?];
+                Ok(Reference { probe, kind, outputs, overflow: weights.overflow() })
             }
             Computation::Encoder(encoder) => {
                 let probe = Probe::of_encoder(encoder, fixed);
@@ -65,7 +67,7 @@ impl Reference {
                     .collect::<Result<_, _>>()?;
                 let types = (encoder.token_types == Some(TokenTypes::Input)).then(|| types(encoder, &weights));
                 let kind = Kind::Encoder { padding: encoder.padding, types };
-                Ok(Reference { probe, kind, outputs })
+                Ok(Reference { probe, kind, outputs, overflow: weights.overflow() })
             }
         }
     }

@@ -51,7 +51,8 @@ impl Runtime {
         };
         let outputs = reference.outputs.iter().zip(&found);
         let outputs = outputs.map(|(expected, found)| OutputComparison::new(expected, found)).collect();
-        Ok(Comparison { outputs, tolerance: Tolerance::of(precision) })
+        let overflow = reference.overflow.clone().filter(|_| precision == Precision::Fp16);
+        Ok(Comparison { outputs, tolerance: Tolerance::of(precision), overflow })
     }
 
     fn session(&self, graph: &Path) -> ort::Result<Session> {

@@ -19,9 +19,6 @@ const FLOAT32: &str = "1e-4";
 /// The same for float16, as a part of the largest logit.
 const FLOAT16: &str = "2%";
 
-/// The same for encoders with blocks of 8 bits.
-const BYTES: &str = "10%";
-
 /// What is asked of blocks.
 struct Blocks {
     size: u32,
@@ -55,7 +52,7 @@ fn names(dir: &Path, only: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Encoders and their heads, in the profiles and with blocks of 8 bits.
+/// Encoders and their heads, in the profiles and precisions.
 fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
     let models = work.dir.join("encoders");
     output(work.peers.script("onnx_encoders.py").arg("models").arg(&models))?;
@@ -73,7 +70,12 @@ fn encoders(only: &str, work: &Work<'_>) -> Result<usize> {
         jobs.push(format!("{}={}={FLOAT16}", model.display(), dir.join("onnx/model_fp16.onnx").display()));
         let dir = work.dir.join("encoders-blocks").join(&name);
         work.convert_into(&model, &dir, "int8,int4", &["--accuracy-level", "0"])?;
-        jobs.push(format!("{}={}={BYTES}", model.display(), dir.join("onnx/model_int8.onnx").display()));
+        let plain = work.dir.join("encoders-std").join(&name).join("onnx/model.onnx");
+        for (bits, file) in [(4, "onnx/model_q4.onnx"), (8, "onnx/model_int8.onnx")] {
+            let quantized = dir.join(file);
+            jobs.push(format!("{}={}={FLOAT32}={bits}:32:symmetric", model.display(), quantized.display()));
+            differing += work.blocks(&name, &plain, &quantized, (bits, "32", "symmetric"));
+        }
         // Nearly everything in float32, so that every kind of island occurs.
         let dir = work.dir.join("encoders-islands").join(&name);
         work.convert_into(&model, &dir, "fp16", &["--keep-fp32", "e"])?;
@@ -119,15 +121,8 @@ fn decoders(only: &str, work: &Work<'_>) -> Result<usize> {
             for (bits, file) in [(4, "onnx/model_q4.onnx"), (8, "onnx/model_int8.onnx")] {
                 let quantized = dir.join(file);
                 jobs.push(format!("{}={bits}:{size}:{kind}", work.job(name, &quantized, FLOAT32)));
-                let mut script = peers.script("onnx_blocks.py");
                 let plain = work.dir.join("std").join(name).join("onnx/model.onnx");
-                script.arg(plain).arg(&quantized).args([bits.to_string().as_str(), &text, kind]);
-                let said = output(&mut script);
-                differing += usize::from(said.is_err());
-                println!(
-                    "{name} int{bits} {kind} {size}: {}",
-                    said.map_or_else(|e| format!("{e:#}"), |s| s.trim().to_owned())
-                );
+                differing += work.blocks(name, &plain, &quantized, (bits, &text, kind));
             }
         }
     }
@@ -186,6 +181,16 @@ impl Work<'_> {
             convert.arg("--validate").arg("--onnxruntime").arg(&self.onnxruntime);
         }
         output(convert.args(options).arg("-o").arg(dir)).map(drop)
+    }
+
+    /// Compares matrices in blocks with those of ONNX Runtime's quantizer.
+    fn blocks(&self, name: &str, plain: &Path, quantized: &Path, (bits, size, kind): (u32, &str, &str)) -> usize {
+        let mut script = self.peers.script("onnx_blocks.py");
+        let said = output(script.arg(plain).arg(quantized).args([bits.to_string().as_str(), size, kind]));
+        let differs = usize::from(said.is_err());
+        let said = said.map_or_else(|e| format!("{e:#}"), |said| said.trim().to_owned());
+        println!("{name} int{bits} {kind} {size}: {said}");
+        differs
     }
 
     /// Compares matrices of integers with those of ONNX Runtime's tools.

@@ -138,22 +138,21 @@ impl Recipe<&Decoder> {
         let path = format!("/model/layers.{layer}/attn");
         let role = format!("blk.{layer}");
         let (q_size, kv_size) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
-        let [q, k, v] = if d.fused_attention {
-            let all = self.linear(
-                &format!("{path}/qkv_proj"),
-                &format!("{role}.attn_qkv"),
-                x,
-                d.hidden,
-                q_size + 2 * kv_size,
-            );
-            let mut start = 0;
-            [("Q", q_size), ("K", kv_size), ("V", kv_size)].map(|(name, size)| {
-                start += size as i64;
-                self.slice(&format!("{path}/{name}"), &all, start - size as i64, start, 2)
-            })
+        let sizes = [q_size, kv_size, kv_size];
+        let fused = format!("{role}.attn_qkv");
+        let names = ["q", "k", "v"];
+        let is_fused = d.fused_attention || {
+            let parts: Vec<(String, u64)> =
+                names.iter().zip(sizes).map(|(name, size)| (format!("{role}.attn_{name}"), size)).collect();
+            self.join(&fused, &parts, d.hidden)
+        };
+        let [q, k, v] = if is_fused {
+            let all = self.linear(&format!("{path}/qkv_proj"), &fused, x, d.hidden, sizes.iter().sum());
+            self.split(&format!("{path}/Split"), &all, sizes)
         } else {
-            [("q", q_size), ("k", kv_size), ("v", kv_size)].map(|(name, size)| {
-                self.linear(&format!("{path}/{name}_proj"), &format!("{role}.attn_{name}"), x, d.hidden, size)
+            [0, 1, 2].map(|i| {
+                let (path, role) = (format!("{path}/{}_proj", names[i]), format!("{role}.attn_{}", names[i]));
+                self.linear(&path, &role, x, d.hidden, sizes[i])
             })
         };
         let [q, k] = [("q", q, d.heads), ("k", k, d.kv_heads)].map(|(name, x, heads)| {

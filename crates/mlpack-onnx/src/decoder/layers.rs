@@ -18,29 +18,30 @@ impl Recipe<&Decoder> {
     /// The feed-forward network.
     pub(super) fn mlp(&mut self, path: &str, role: &str, x: &Value) -> Value {
         let (hidden, width) = (self.model.hidden, self.model.feed_forward);
-        let inner = match self.model.mlp {
+        let fused = match self.model.mlp {
             Mlp::Plain => {
                 let up = self.linear(&format!("{path}/up_proj"), &format!("{role}.ffn_up"), x, hidden, width);
-                self.activation(&format!("{path}/act"), &up, self.model.activation)
+                let inner = self.activation(&format!("{path}/act"), &up, self.model.activation);
+                return self.linear(&format!("{path}/down_proj"), &format!("{role}.ffn_down"), &inner, width, hidden);
             }
             Mlp::Gated => {
-                let gate = self.linear(&format!("{path}/gate_proj"), &format!("{role}.ffn_gate"), x, hidden, width);
-                let up = self.linear(&format!("{path}/up_proj"), &format!("{role}.ffn_up"), x, hidden, width);
-                self.gated(path, &gate, &up)
+                let fused = format!("{role}.ffn_gate_up");
+                let parts = ["gate", "up"].map(|name| (format!("{role}.ffn_{name}"), width));
+                self.join(&fused, &parts, hidden).then_some(fused)
             }
-            Mlp::GatedFused => {
-                let both =
-                    self.linear(&format!("{path}/gate_up_proj"), &format!("{role}.ffn_up"), x, hidden, 2 * width);
-                let gate = self.slice(&format!("{path}/Gate"), &both, 0, width as i64, 2);
-                let up = self.slice(&format!("{path}/Up"), &both, width as i64, 2 * width as i64, 2);
-                self.gated(path, &gate, &up)
-            }
+            Mlp::GatedFused => Some(format!("{role}.ffn_up")),
         };
+        let [gate, up] = match fused {
+            Some(fused) => {
+                let both = self.linear(&format!("{path}/gate_up_proj"), &fused, x, hidden, 2 * width);
+                self.split(&format!("{path}/Split"), &both, [width; 2])
+            }
+            None => ["gate", "up"].map(|name| {
+                self.linear(&format!("{path}/{name}_proj"), &format!("{role}.ffn_{name}"), x, hidden, width)
+            }),
+        };
+        let gate = self.activation(&format!("{path}/act"), &gate, self.model.activation);
+        let inner = self.graph.node("Mul", &format!("{path}/Mul"), &[&gate, &up], self.element, &[]);
         self.linear(&format!("{path}/down_proj"), &format!("{role}.ffn_down"), &inner, width, hidden)
-    }
-
-    fn gated(&mut self, path: &str, gate: &Value, up: &Value) -> Value {
-        let gate = self.activation(&format!("{path}/act"), gate, self.model.activation);
-        self.graph.node("Mul", &format!("{path}/Mul"), &[&gate, up], self.element, &[])
     }
 }

@@ -5,7 +5,7 @@ use crate::show::Show;
 use anyhow::bail;
 use mlpack_convert::{Computation, OnnxPlan, OnnxRequest, Precision, Source};
 use mlpack_tensor::Escaped;
-use mlpack_validate::{Comparison, OutputComparison, Reference, Runtime, Tolerance};
+use mlpack_validate::{Comparison, OutputComparison, Overflow, Reference, Runtime, Tolerance};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub struct Validated {
 
 /// A graph that is farther from its source than its precision may be.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}` is too far from its source{}\n  expected: {}", Escaped(&.0.file), outputs(.0), expected(.0.comparison.tolerance))]
+#[error("`{}` is too far from its source{}{}\n  expected: {}", Escaped(&.0.file), outputs(.0), overflow(&.0.comparison), expected(.0.comparison.tolerance))]
 pub struct TooFar(Box<Validated>);
 
 impl TooFar {
@@ -147,6 +147,18 @@ fn outputs(graph: &Validated) -> String {
         format!("\n  output `{name}`: within {max_error:.1e} of {largest:.1e}, cosine {cosine:.6}{least}{agreement}")
     };
     graph.comparison.outputs.iter().map(line).collect()
+}
+
+/// Where values become infinite in float16.
+fn overflow(comparison: &Comparison) -> String {
+    let broken = comparison.outputs.iter().any(|output| output.not_finite > 0);
+    match comparison.overflow.as_ref().filter(|_| broken) {
+        Some(Overflow { tensor, is_output, magnitude }) => {
+            let way = if *is_output { "comes from" } else { "goes into" };
+            format!("\n  overflow: {magnitude:.1e} {way} `{}`; float16 ends at 65504", Escaped(tensor))
+        }
+        None => String::new(),
+    }
 }
 
 fn expected(tolerance: Tolerance) -> String {
