@@ -160,15 +160,27 @@ impl<M> Recipe<M> {
         self.biased(path, role, product, outputs)
     }
 
-    /// Makes one linear map of several with the same inputs, where their rows stay as they are: one product is faster than several.
-    pub fn join(&mut self, role: &str, parts: &[(String, u64)], inputs: u64) -> bool {
-        self.quantization.is_some_and(|q| q.scheme == Scheme::Blocks) && self.weights.join(role, parts, inputs)
-    }
-
-    /// Parts of the last of three dimensions, of these sizes.
-    pub fn split<const N: usize>(&mut self, name: &str, x: &Value, sizes: [u64; N]) -> [Value; N] {
+    /// Several linear maps of the same values, each with its path, role and number of outputs. They are one where the checkpoint has
+    /// them as one, `whole`, or where joining them leaves their rows as they are: one product is faster than several.
+    pub fn linears<const N: usize>(
+        &mut self,
+        (path, whole): (&str, &str),
+        is_stored_as_one: bool,
+        parts: [(String, String, u64); N],
+        x: &Value,
+        inputs: u64,
+    ) -> [Value; N] {
+        let sizes = parts.each_ref().map(|(.., outputs)| *outputs);
+        let has_own_rows = self.quantization.is_some_and(|q| q.scheme == Scheme::Blocks);
+        let roles = parts.each_ref().map(|(_, role, outputs)| (role.as_str(), *outputs));
+        let is_one = is_stored_as_one || (has_own_rows && self.weights.join(whole, &roles, inputs));
+        if !is_one {
+            return parts.map(|(path, role, outputs)| self.linear(&path, &role, x, inputs, outputs));
+        }
+        let all = self.linear(path, whole, x, inputs, sizes.iter().sum());
         let sizes = self.graph.ints(&sizes.map(|size| size as i64));
-        self.graph.node_with("Split", name, &[x, &sizes], [x.element(); N], &[("axis", Attribute::Int(2))])
+        let axis = [("axis", Attribute::Int(-1))];
+        self.graph.node_with("Split", &format!("{path}/Split"), &[&all, &sizes], [all.element(); N], &axis)
     }
 
     /// `x @ W^T` with the matrix `[outputs, inputs]` of `role`, which the caller took, in the form that is asked for.

@@ -23,7 +23,7 @@ impl Weights {
     /// Makes one linear map of several with the same inputs: a matrix of all their rows, and a vector where all of them have one. The
     /// graph takes it like one that is stored. `parts` have their numbers of rows; where a tensor is not what it should be, nothing
     /// is joined, so that what is missing is missed under its own name.
-    pub fn join(&mut self, role: &str, parts: &[(String, u64)], columns: u64) -> bool {
+    pub fn join(&mut self, role: &str, parts: &[(&str, u64)], columns: u64) -> bool {
         let is = |tensor: &str, shape: &[u64]| self.tensors.get(tensor).is_some_and(|found| found.dims() == shape);
         let matrices = parts.iter().all(|(part, rows)| is(&format!("{part}.weight"), &[*rows, columns]));
         let biased = parts.iter().any(|(part, _)| self.has(&format!("{part}.bias")));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     fn join(weights: &mut Weights) -> bool {
-        weights.join("qk", &[("q".to_owned(), 6), ("k".to_owned(), 2)], 4)
+        weights.join("qk", &[("q", 6), ("k", 2)], 4)
     }
 
     #[test]

@@ -138,23 +138,10 @@ impl Recipe<&Decoder> {
         let path = format!("/model/layers.{layer}/attn");
         let role = format!("blk.{layer}");
         let (q_size, kv_size) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
-        let sizes = [q_size, kv_size, kv_size];
-        let fused = format!("{role}.attn_qkv");
-        let names = ["q", "k", "v"];
-        let is_fused = d.fused_attention || {
-            let parts: Vec<(String, u64)> =
-                names.iter().zip(sizes).map(|(name, size)| (format!("{role}.attn_{name}"), size)).collect();
-            self.join(&fused, &parts, d.hidden)
-        };
-        let [q, k, v] = if is_fused {
-            let all = self.linear(&format!("{path}/qkv_proj"), &fused, x, d.hidden, sizes.iter().sum());
-            self.split(&format!("{path}/Split"), &all, sizes)
-        } else {
-            [0, 1, 2].map(|i| {
-                let (path, role) = (format!("{path}/{}_proj", names[i]), format!("{role}.attn_{}", names[i]));
-                self.linear(&path, &role, x, d.hidden, sizes[i])
-            })
-        };
+        let parts = [("q", q_size), ("k", kv_size), ("v", kv_size)];
+        let parts = parts.map(|(part, size)| (format!("{path}/{part}_proj"), format!("{role}.attn_{part}"), size));
+        let whole = (&*format!("{path}/qkv_proj"), &*format!("{role}.attn_qkv"));
+        let [q, k, v] = self.linears(whole, d.fused_attention, parts, x, d.hidden);
         let [q, k] = [("q", q, d.heads), ("k", k, d.kv_heads)].map(|(name, x, heads)| {
             let x = self.head_norm(&format!("{path}/{name}_norm"), &format!("{role}.attn_{name}_norm"), x, heads);
             match d.layers[layer].rope {

@@ -18,28 +18,15 @@ impl Recipe<&Decoder> {
     /// The feed-forward network.
     pub(super) fn mlp(&mut self, path: &str, role: &str, x: &Value) -> Value {
         let (hidden, width) = (self.model.hidden, self.model.feed_forward);
-        let fused = match self.model.mlp {
-            Mlp::Plain => {
-                let up = self.linear(&format!("{path}/up_proj"), &format!("{role}.ffn_up"), x, hidden, width);
-                let inner = self.activation(&format!("{path}/act"), &up, self.model.activation);
-                return self.linear(&format!("{path}/down_proj"), &format!("{role}.ffn_down"), &inner, width, hidden);
-            }
-            Mlp::Gated => {
-                let fused = format!("{role}.ffn_gate_up");
-                let parts = ["gate", "up"].map(|name| (format!("{role}.ffn_{name}"), width));
-                self.join(&fused, &parts, hidden).then_some(fused)
-            }
-            Mlp::GatedFused => Some(format!("{role}.ffn_up")),
-        };
-        let [gate, up] = match fused {
-            Some(fused) => {
-                let both = self.linear(&format!("{path}/gate_up_proj"), &fused, x, hidden, 2 * width);
-                self.split(&format!("{path}/Split"), &both, [width; 2])
-            }
-            None => ["gate", "up"].map(|name| {
-                self.linear(&format!("{path}/{name}_proj"), &format!("{role}.ffn_{name}"), x, hidden, width)
-            }),
-        };
+        if self.model.mlp == Mlp::Plain {
+            let up = self.linear(&format!("{path}/up_proj"), &format!("{role}.ffn_up"), x, hidden, width);
+            let inner = self.activation(&format!("{path}/act"), &up, self.model.activation);
+            return self.linear(&format!("{path}/down_proj"), &format!("{role}.ffn_down"), &inner, width, hidden);
+        }
+        let is_fused = self.model.mlp == Mlp::GatedFused;
+        let whole = if is_fused { format!("{role}.ffn_up") } else { format!("{role}.ffn_gate_up") };
+        let parts = ["gate", "up"].map(|part| (format!("{path}/{part}_proj"), format!("{role}.ffn_{part}"), width));
+        let [gate, up] = self.linears((&format!("{path}/gate_up_proj"), &whole), is_fused, parts, x, hidden);
         let gate = self.activation(&format!("{path}/act"), &gate, self.model.activation);
         let inner = self.graph.node("Mul", &format!("{path}/Mul"), &[&gate, &up], self.element, &[]);
         self.linear(&format!("{path}/down_proj"), &format!("{role}.ffn_down"), &inner, width, hidden)
