@@ -11,8 +11,8 @@ use std::process::Command;
 const PROFILES: [&str; 3] = ["std", "portable", "ort"];
 
 /// Small models that are also written in other precisions: an output matrix of its own, a tied one, rows and columns of odd
-/// length, fused matrices, norms of heads, norms around and windows.
-const PRECISIONS_OF: &[&str] = &["llama", "llama-tied", "llama-odd", "phi3", "qwen3", "gemma3"];
+/// length, biases of queries, keys and values, fused matrices, norms of heads, norms around and windows.
+const PRECISIONS_OF: &[&str] = &["llama", "llama-tied", "llama-odd", "qwen2", "phi3", "qwen3", "gemma3"];
 
 /// The largest difference of a logit, where the same numbers are computed.
 const FLOAT32: &str = "1e-4";
