@@ -1,13 +1,11 @@
 //! `mlpack merge`.
 
-use crate::support::{TestDir, fixture, mlpack, sha256};
+use crate::support::{TestDir, fixture, kill_at, mlpack, sha256};
 use mlpack_fs::Sha256;
 use mlpack_safetensors::Checkpoint;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 const QUANTS: [&str; 6] = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M"];
 
@@ -102,37 +100,6 @@ fn merge(dir: &TestDir, name: &str) {
     mlpack(dir).args(["merge", base.to_str().unwrap(), "-a", adapter.to_str().unwrap(), "-o", name]).succeed();
 }
 
-/// Merges into `out` in a process that is killed when its journal has so many lines. One that is faster than whoever
-/// watches it is begun again.
-fn kill_at(dir: &TestDir, args: &[&str], lines: usize) {
-    let was_killed = (0..20).any(|_| {
-        let killed = killed_at(dir, args, lines);
-        if !killed {
-            std::fs::remove_dir_all(dir.path("out")).unwrap();
-        }
-        killed
-    });
-    assert!(was_killed, "the journal never had {lines} lines");
-}
-
-/// Whether the process lived until its journal had so many lines.
-fn killed_at(dir: &TestDir, args: &[&str], lines: usize) -> bool {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mlpack"))
-        .args(args)
-        .current_dir(dir.path(""))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let journal = dir.path(".out.mlpack-partial/.mlpack-journal");
-    let noted = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
-    while noted() < lines && child.try_wait().unwrap().is_none() {
-        std::thread::yield_now();
-    }
-    child.kill().unwrap();
-    child.wait().unwrap().signal() == Some(9)
-}
-
 /// Inode and time of the last change of every file of weights, whole or in work.
 fn weights(dir: &Path) -> BTreeMap<String, (u64, i64, i64)> {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
@@ -162,7 +129,7 @@ fn killed_at_any_moment_a_merge_goes_on_and_ends_in_the_same_bytes() {
     assert!(names.len() >= 4, "{names:?}");
     let mut killed = 0;
     for lines in [1, 2, 8, 20, 40] {
-        kill_at(&dir, &to("out"), lines);
+        kill_at(&dir, &to("out"), "out", lines);
         let partial = dir.path(".out.mlpack-partial");
         assert!(!dir.path("out").exists(), "nothing has its name before all of it is there");
         let journal = std::fs::read_to_string(partial.join(".mlpack-journal")).unwrap();
@@ -202,7 +169,7 @@ fn what_an_interrupted_merge_left_is_not_believed() {
     let interrupted = || {
         let args = args("1");
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        kill_at(&dir, &args, 30);
+        kill_at(&dir, &args, "out", 30);
     };
     let finish = |weight: &str| {
         let done = mlpack(&dir).args(args(weight)).json();

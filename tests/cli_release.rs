@@ -1,6 +1,6 @@
 //! `mlpack release` on the legal-qa fine-tune: the main job.
 
-use crate::support::{TestDir, fixture, mlpack, sha256};
+use crate::support::{TestDir, fixture, kill_at, mlpack, sha256};
 use mlpack_oci::{Instruction, Layout, Modelfile};
 use serde_json::Value;
 
@@ -114,6 +114,29 @@ fn the_merged_checkpoint_is_there_as_well() {
     release(&dir);
     mlpack(&dir).args(["convert", "dist/legal-qa", "--quant", "Q4_K_M", "-o", "again"]).succeed();
     assert_eq!(sha256(&dir.path("again/legal-qa-Q4_K_M.gguf")), sha256(&dir.path("dist/legal-qa-Q4_K_M.gguf")));
+}
+
+#[test]
+fn a_killed_release_ends_in_the_same_bytes() {
+    let dir = TestDir::new();
+    let file = fixture("legal-qa/mlpack.toml").display().to_string();
+    let to = |folder: &'static str| {
+        ["release", &*file, "-o", folder, "--threads", "1", "--memory", "2MB"].map(str::to_owned)
+    };
+    let whole = to("whole");
+    mlpack(&dir).args(&whole).succeed();
+    for lines in [1, 10, 30] {
+        let args = to("dist");
+        kill_at(&dir, &args.each_ref().map(String::as_str), "dist/legal-qa", lines);
+        let names = dir.listing().into_iter().filter(|name| name.starts_with("dist/") && name.ends_with(".gguf"));
+        assert_eq!(names.count(), 0, "nothing has its name before all of it is there");
+        mlpack(&dir).args(&args).succeed();
+        for file in ["legal-qa/model.safetensors", "legal-qa-F16.gguf", "legal-qa-Q8_0.gguf", "legal-qa-Q4_K_M.gguf"] {
+            let digest = |folder: &str| sha256(&dir.path(folder).join(file));
+            assert_eq!(digest("dist"), digest("whole"), "{lines}: {file}");
+        }
+        std::fs::remove_dir_all(dir.path("dist")).unwrap();
+    }
 }
 
 #[test]

@@ -4,8 +4,9 @@ pub mod registry;
 
 use mlpack_fs::hash_file;
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// A file or folder under `fixtures/`.
 pub fn fixture(path: &str) -> PathBuf {
@@ -25,6 +26,38 @@ pub fn refused(dir: &TestDir, args: &[&str], code: i32) -> String {
     assert_eq!(stdout, "", "standard output is data");
     assert_eq!(dir.listing(), before, "nothing is left behind");
     stderr
+}
+
+/// Makes the directory `made`, which has a journal while it is made, in a process that is killed when that has so many lines. A
+/// process that is faster than whoever watches it is begun again.
+pub fn kill_at(dir: &TestDir, args: &[&str], made: &str, lines: usize) {
+    let was_killed = (0..20).any(|_| {
+        let killed = killed_at(dir, args, made, lines);
+        if !killed {
+            std::fs::remove_dir_all(dir.path(made)).unwrap();
+        }
+        killed
+    });
+    assert!(was_killed, "the journal never had {lines} lines");
+}
+
+/// Whether the process lived until its journal had so many lines.
+fn killed_at(dir: &TestDir, args: &[&str], made: &str, lines: usize) -> bool {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mlpack"))
+        .args(args)
+        .current_dir(dir.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (folder, name) = made.rsplit_once('/').unwrap_or((".", made));
+    let journal = dir.path(&format!("{folder}/.{name}.mlpack-partial/.mlpack-journal"));
+    let noted = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    while noted() < lines && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap().signal() == Some(9)
 }
 
 /// A golden of llama.cpp b11434 on the legal-qa base.

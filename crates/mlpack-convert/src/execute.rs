@@ -93,14 +93,15 @@ pub fn execute(
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    execute_from(source, plan, dir, resources, None, progress)
+    let paths: Vec<PathBuf> = plan.outputs.iter().map(|output| dir.join(&output.file_name)).collect();
+    execute_from(source, plan, &paths, resources, None, progress)
 }
 
-/// The same, where an interrupted run may have left something.
+/// The same with a path for each output, where an interrupted run may have left something.
 pub(crate) fn execute_from(
     source: &Source,
     plan: &Plan,
-    dir: &Path,
+    paths: &[PathBuf],
     resources: &Resources,
     resume: Option<&Resume>,
     progress: &(dyn Fn(u64) + Sync),
@@ -109,7 +110,7 @@ pub(crate) fn execute_from(
     let offload = resources.device_for(plan).map(Offload::new);
     let elements = if offload.is_some() { offload::SLAB_ELEMENTS } else { SLAB_ELEMENTS };
     let (slabs, workers) = cut(source, plan, resources.memory, threads, elements)?;
-    let files = create(plan, dir, resume)?;
+    let files = create(plan, paths, resume)?;
     let hashers = hashers(source, plan, resources.rehash)?;
     let sums = |output: &Output| output.tensors.iter().map(|_| Mutex::default()).collect();
     let fidelity: Option<Fidelity> = plan.limits.any().then(|| plan.outputs.iter().map(sums).collect());
@@ -291,13 +292,12 @@ fn name(source: &Source, step: &Step) -> String {
 }
 
 /// Reserves every output and writes what does not come from a tensor: preambles and the zeros between tensors.
-fn create(plan: &Plan, dir: &Path, resume: Option<&Resume>) -> Result<Vec<AtomicFile>, Error> {
+fn create(plan: &Plan, paths: &[PathBuf], resume: Option<&Resume>) -> Result<Vec<AtomicFile>, Error> {
     let mut files = Vec::with_capacity(plan.outputs.len());
-    for (i, output) in plan.outputs.iter().enumerate() {
-        let path = dir.join(&output.file_name);
-        let file = match resume {
-            Some(resume) => AtomicFile::take_up(&path, output.byte_len, resume.found(i))?,
-            None => AtomicFile::create(&path, output.byte_len)?,
+    for (i, (output, path)) in plan.outputs.iter().zip(paths).enumerate() {
+        let file = match resume.and_then(|resume| resume.found(i)) {
+            Some(found) => AtomicFile::take_up(path, output.byte_len, found)?,
+            None => AtomicFile::create(path, output.byte_len)?,
         };
         file.write_at(0, &output.preamble)?;
         for tensor in &output.tensors {

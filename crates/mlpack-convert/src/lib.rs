@@ -63,7 +63,7 @@ pub use file_type::{FileType, Origin};
 pub use gguf_plan::{GgufRequest, plan_gguf};
 pub use importance::{Entry, Importance, ImportanceError, ImportanceProblem};
 pub use lora_plan::{LoraRequest, plan_lora};
-pub use merge_plan::{MergePlan, MergeRequest, merge, plan_merge};
+pub use merge_plan::{MergePlan, MergeRequest, merge, merge_with, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
 pub use offload::{OnDevice, Place, WORTH_ELEMENTS};

@@ -10,6 +10,7 @@ use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Sour
 use mlpack_fs::AtomicDir;
 use mlpack_safetensors::{FileLayout, INDEX_NAME, NewTensor, index, lay_out, shard, shard_name};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// What is asked of a merged checkpoint.
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,6 +125,9 @@ fn unchanged<'a>(
 /// Executes a merge plan into a directory that appears when it is complete: shards, index, config and tokenizer files.
 /// The carried files are among the outputs, after the shards. What an interrupted run of the same merge left in the
 /// directory is not made again.
+///
+/// # Errors
+/// As [`crate::execute`].
 pub fn merge(
     source: &Source,
     plan: &MergePlan,
@@ -132,7 +136,43 @@ pub fn merge(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
     let resume = Resume::open(source, plan, &out)?;
-    let mut done = execute_from(source, &plan.plan, out.contents(), resources, Some(&resume), progress)?;
+    let done =
+        execute_from(source, &plan.plan, &paths(&plan.plan, out.contents()), resources, Some(&resume), progress)?;
+    seal(plan, out, done)
+}
+
+/// The same, and in the same pass over the source another plan into a directory of its own: the merged checkpoint, and what is
+/// made of it. Outputs of the other plan have their names before the merged checkpoint has.
+///
+/// # Errors
+/// As [`crate::execute`]; then neither is there.
+pub fn merge_with(
+    source: &Source,
+    (plan, out): (&MergePlan, AtomicDir),
+    (other, dir): (&Plan, &Path),
+    resources: &Resources,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Done, Done), Error> {
+    let resume = Resume::open(source, plan, &out)?;
+    let paths = [paths(&plan.plan, out.contents()), paths(other, dir)].concat();
+    let mut done = execute_from(source, &plan.plan.with(other), &paths, resources, Some(&resume), progress)?;
+    let count = plan.plan.outputs.len();
+    let of_other = Done {
+        outputs: done.outputs.split_off(count),
+        fidelity: if done.fidelity.is_empty() { Vec::new() } else { done.fidelity.split_off(count) },
+        kept: 0,
+        warnings: Vec::new(),
+        ..done.clone()
+    };
+    Ok((seal(plan, out, done)?, of_other))
+}
+
+fn paths(plan: &Plan, dir: &Path) -> Vec<PathBuf> {
+    plan.outputs.iter().map(|output| dir.join(&output.file_name)).collect()
+}
+
+/// Writes the files beside the weights, and gives the directory its name.
+fn seal(plan: &MergePlan, out: AtomicDir, mut done: Done) -> Result<Done, Error> {
     for file in &plan.carried {
         done.outputs.push(file.write(out.contents())?);
     }

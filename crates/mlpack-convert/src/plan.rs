@@ -187,8 +187,11 @@ pub enum Input {
     Computed(Vec<f32>),
 }
 
+/// The offset of a step that accounts for nothing: more than any tensor has elements.
+const ALL_ELSEWHERE: u64 = u64::MAX >> 1;
+
 /// Values of source tensors that have the same shape and type, in an order of its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Gather {
     /// The tensors, by position, one after another: more than one for a stack.
     pub positions: Vec<usize>,
@@ -267,8 +270,79 @@ impl Plan {
         importance.read(entry, expert, row_len, out);
     }
 
+    /// One plan for the outputs of both, of the same source: this one's first. Every tensor that both take as it lies is read, and
+    /// changed by adapters, once. The other one has the importance matrix, if there is one, and the limits.
+    pub(crate) fn with(&self, other: &Plan) -> Plan {
+        let mut both = Plan { outputs: self.outputs.clone(), steps: self.steps.clone(), ..other.clone() };
+        both.outputs.extend(other.outputs.iter().cloned());
+        both.measures_changes |= self.measures_changes;
+        both.known.extend(self.known.iter().map(|(path, sha256)| (path.clone(), *sha256)));
+        for step in &other.steps {
+            let moved = |target: &Target| Target { output: self.outputs.len() + target.output, ..*target };
+            let targets = step.targets.iter().map(moved);
+            let gather = match &step.input {
+                Input::Tensors(gather) => Some(gather),
+                Input::Computed(_) => None,
+            };
+            let same = self.steps.iter().position(|known| {
+                let is_same =
+                    matches!((&known.input, gather), (Input::Tensors(known), Some(gather)) if known == gather);
+                is_same && (known.rows, known.row_len) == (step.rows, step.row_len)
+            });
+            if let Some(same) = same {
+                both.steps[same].targets.extend(targets);
+                continue;
+            }
+            let mut step = Step { targets: targets.collect(), ..step.clone() };
+            if let Input::Tensors(gather) = &mut step.input {
+                gather.offset = ALL_ELSEWHERE;
+            }
+            both.steps.push(step);
+        }
+        both
+    }
+
     /// Bytes of all outputs together.
     pub fn byte_len(&self) -> u64 {
         self.outputs.iter().map(|o| o.byte_len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(output: usize, tensor: usize) -> Target {
+        Target { output, tensor }
+    }
+
+    #[test]
+    fn what_two_plans_read_alike_is_one_step_and_no_byte_of_the_source_counts_twice() {
+        let shape = Shape::from(&[4, 8][..]);
+        let copy = |position, output| Step { targets: vec![target(output, position)], ..Step::copy(position, &shape) };
+        let file = |name: &str| Output {
+            file_name: name.to_owned(),
+            variant: None,
+            preamble: Vec::new(),
+            tensors: Vec::new(),
+            byte_len: 0,
+        };
+        let merged = Plan { outputs: vec![file("m")], steps: vec![copy(0, 0), copy(1, 0)], ..Plan::default() };
+        let mut turned = copy(1, 1);
+        let Input::Tensors(gather) = &mut turned.input else { unreachable!("a copy reads a tensor") };
+        gather.view = View::transposed_rows(1, 4, 8, 0, 4);
+        let computed = Step { targets: vec![target(0, 7)], ..Step::computed(vec![1.0], &Shape::from(&[1][..])) };
+        let other =
+            Plan { outputs: vec![file("a"), file("b")], steps: vec![turned, copy(0, 1), computed], ..Plan::default() };
+        let both = merged.with(&other);
+        let names: Vec<&str> = both.outputs.iter().map(|output| output.file_name.as_str()).collect();
+        assert_eq!(names, ["m", "a", "b"]);
+        let targets: Vec<&[Target]> = both.steps.iter().map(|step| step.targets.as_slice()).collect();
+        assert_eq!(targets, [&[target(0, 0), target(2, 0)][..], &[target(0, 1)], &[target(2, 1)], &[target(1, 7)]]);
+        let counts = both.steps.iter().map(|step| match &step.input {
+            Input::Tensors(gather) => gather.offset == 0,
+            Input::Computed(_) => false,
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [true, true, false, false]);
     }
 }

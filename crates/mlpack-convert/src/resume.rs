@@ -18,7 +18,7 @@ const LEAST: u64 = 64 << 10;
 /// What an interrupted run left, and what the next one will find.
 pub(crate) struct Resume {
     journal: Journal,
-    /// For each output how many bytes have to be written before the next note.
+    /// For each output of the merge how many bytes have to be written before the next note.
     next: Vec<Mutex<u64>>,
 }
 
@@ -30,15 +30,15 @@ impl Resume {
         Ok(Resume { journal, next })
     }
 
-    /// Prefixes of an output that were noted.
-    pub(crate) fn found(&self, output: usize) -> &[(u64, Sha256)] {
-        self.journal.found(output)
+    /// Prefixes of an output that were noted; `None` for one that is not the merge's.
+    pub(crate) fn found(&self, output: usize) -> Option<&[(u64, Sha256)]> {
+        (output < self.next.len()).then(|| self.journal.found(output))
     }
 
     /// Notes how far an output is written, if that is further enough than the last time.
     pub(crate) fn note(&self, output: usize, file: &AtomicFile) -> Result<(), Error> {
         // Whoever is noting sees what this thread wrote, or the next one does.
-        let Ok(mut next) = self.next[output].try_lock() else { return Ok(()) };
+        let Some(Ok(mut next)) = self.next.get(output).map(Mutex::try_lock) else { return Ok(()) };
         if *next > file.byte_len() {
             return Ok(());
         }

@@ -136,40 +136,9 @@ impl Quantizer {
             embed: false,
         })
     }
-}
 
-/// Converts, and records a step for each output; shared with `release`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that a conversion is made of, each from another part of a release"
-)]
-pub fn convert_into(
-    source: &Source,
-    families: &Families,
-    request: &GgufRequest<'_>,
-    quantizer: &Quantizer,
-    runs: &[FoundRun],
-    dir: &Path,
-    resources: &Resources,
-    out: &Show,
-) -> anyhow::Result<(Plan, Done)> {
-    let described = Described::new(source)?;
-    let model = described.open(source, families)?;
-    let mut plan = plan_gguf(source, &model, request)?;
-    described.settle(source, &mut plan);
-    plan.described_by.extend_from_slice(families.files());
-    plan.limits = quantizer.limits;
-    plan.measures_changes = quantizer.measures_changes;
-    out.warnings(&plan.warnings);
-    let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();
-    out.step(&format!(
-        "converting {} tensors ({}) to {} in one pass: {}",
-        source.tensors().len(),
-        model.arch(),
-        bytes(plan.byte_len()),
-        names.join(", ")
-    ));
-    let parameters = |variant: &str| {
+    /// What is asked of a variant, as a statement says it.
+    fn parameters_of(&self, request: &GgufRequest<'_>, variant: &str) -> Map<String, Value> {
         let mut parameters = Map::new();
         parameters.insert("to".to_owned(), json!("gguf"));
         parameters.insert("quant".to_owned(), json!(variant));
@@ -184,25 +153,98 @@ pub fn convert_into(
                 parameters.insert(key.to_owned(), json!(limit));
             }
         }
-        parameters.extend(quantizer.parameters.clone());
-        if quantizer.embed {
+        parameters.extend(self.parameters.clone());
+        if self.embed {
             parameters.insert(EMBEDDED.to_owned(), json!(true));
         }
-        Ok(parameters)
-    };
-    let store = Store::beside(dir);
-    lineage::recall(source, &mut plan, &store);
-    if quantizer.embed {
-        lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, parameters)?;
+        parameters
     }
-    out.device(resources, &plan);
+}
+
+/// Converts, and records a step for each output; shared with `release` and `rebuild`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything that a conversion is made of, each from another part of a release"
+)]
+pub fn convert_into(
+    source: &Source,
+    families: &Families,
+    request: &GgufRequest<'_>,
+    quantizer: &Quantizer,
+    runs: &[FoundRun],
+    dir: &Path,
+    resources: &Resources,
+    out: &Show,
+) -> anyhow::Result<(Plan, Done)> {
+    let planned = PlannedConversion::new(source, families, request, quantizer, runs, dir, resources, out)?;
+    out.device(resources, &planned.plan);
     let bar = out.progress(source.byte_len());
-    let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
+    let done = execute(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     out.warnings(&done.warnings);
-    let dependencies = lineage::read(source, &plan, &done, runs, &store, out)?;
-    record(StepKind::Convert, &plan, &done, &dependencies, &store, parameters)?;
-    Ok((plan, done))
+    planned.record(source, &done, runs, out)?;
+    Ok((planned.plan, done))
+}
+
+/// A conversion before it is done; `release` may do it together with a merge.
+pub struct PlannedConversion {
+    pub plan: Plan,
+    /// What was asked of each variant, as a statement says it.
+    parameters: BTreeMap<&'static str, Map<String, Value>>,
+    store: Store,
+}
+
+impl PlannedConversion {
+    /// Plans a conversion into `dir`, and says so.
+    #[expect(clippy::too_many_arguments, reason = "as for `convert_into`")]
+    pub fn new(
+        source: &Source,
+        families: &Families,
+        request: &GgufRequest<'_>,
+        quantizer: &Quantizer,
+        runs: &[FoundRun],
+        dir: &Path,
+        resources: &Resources,
+        out: &Show,
+    ) -> anyhow::Result<PlannedConversion> {
+        let described = Described::new(source)?;
+        let model = described.open(source, families)?;
+        let mut plan = plan_gguf(source, &model, request)?;
+        described.settle(source, &mut plan);
+        plan.described_by.extend_from_slice(families.files());
+        plan.limits = quantizer.limits;
+        plan.measures_changes = quantizer.measures_changes;
+        out.warnings(&plan.warnings);
+        let names: Vec<&str> = request.variants.iter().map(|v| v.name).collect();
+        out.step(&format!(
+            "converting {} tensors ({}) to {} in one pass: {}",
+            source.tensors().len(),
+            model.arch(),
+            bytes(plan.byte_len()),
+            names.join(", ")
+        ));
+        let parameters: BTreeMap<_, _> =
+            names.into_iter().map(|name| (name, quantizer.parameters_of(request, name))).collect();
+        let store = Store::beside(dir);
+        lineage::recall(source, &mut plan, &store);
+        if quantizer.embed {
+            lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, |name| Ok(parameters[name].clone()))?;
+        }
+        Ok(PlannedConversion { plan, parameters, store })
+    }
+
+    /// Records a step for each variant.
+    pub fn record(&self, source: &Source, done: &Done, runs: &[FoundRun], out: &Show) -> anyhow::Result<()> {
+        let dependencies = lineage::read(source, &self.plan, done, runs, &self.store, out)?;
+        record(
+            StepKind::Convert,
+            &self.plan,
+            done,
+            &dependencies,
+            &self.store,
+            |name| Ok(self.parameters[name].clone()),
+        )
+    }
 }
 
 /// Records a step for each variant. `parameters` are what was asked for, as the statement says it; other variants of the

@@ -6,11 +6,11 @@ use crate::cli::{MergeArgs, MergingArgs};
 use crate::exit::Exit;
 use crate::show::{Show, bytes, files_json, files_table};
 use crate::{inputs, lineage};
-use mlpack_convert::{Done, MergeRequest, Resources, Source, plan_merge};
+use mlpack_convert::{Done, MergePlan, MergeRequest, Resources, Source, plan_merge};
 use mlpack_fs::AtomicDir;
 use mlpack_provenance::{FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Merges adapters into a base checkpoint.
 pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
@@ -48,7 +48,7 @@ pub fn merge_parameters(args: &MergingArgs, max_shard_size: Option<u64>, embed: 
     parameters
 }
 
-/// Merges, and records the step; shared with `release` and `rebuild`.
+/// Merges, and records the step; shared with `rebuild`.
 pub fn merge_into(
     source: &Source,
     request: &MergeRequest,
@@ -58,31 +58,59 @@ pub fn merge_into(
     resources: &Resources,
     out: &Show,
 ) -> anyhow::Result<Done> {
-    let path = dir.path().to_owned();
-    let store = Store::beside(path.parent().unwrap_or(Path::new("")));
-    let mut merge_plan = plan_merge(source, request)?;
-    lineage::recall(source, &mut merge_plan.plan, &store);
-    if parameters.contains_key(EMBEDDED) {
-        let parameters = |_: &str| Ok(parameters.clone());
-        lineage::embed(StepKind::Merge, source, &mut merge_plan.plan, runs, resources, parameters)?;
-    }
-    let plan = &merge_plan.plan;
-    out.warnings(&plan.warnings);
-    out.step(&format!(
-        "merging {} of {} tensors into {}",
-        source.overlay().map_or(0, |overlay| overlay.targets().len()),
-        source.tensors().len(),
-        path.display()
-    ));
-    out.device(resources, plan);
-    let bar = out.progress(plan.byte_len());
-    let done = mlpack_convert::merge(source, &merge_plan, dir, resources, &|n| bar.inc(n))?;
+    let planned = PlannedMerge::new(source, request, parameters, runs, dir.path(), resources, out)?;
+    out.device(resources, &planned.plan.plan);
+    let bar = out.progress(planned.plan.plan.byte_len());
+    let done = mlpack_convert::merge(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
     out.warnings(&done.warnings);
-    let dependencies = lineage::read(source, plan, &done, runs, &store, out)?;
-    let mut step = Step::new(StepKind::Merge, parameters, dependencies);
-    step.outputs = lineage::directory(&path, &done.outputs);
-    store.record(&step)?;
-    store.write_sidecar(&step.outputs[0])?;
+    planned.record(source, &done, runs, out)?;
     Ok(done)
+}
+
+/// A merge before it is done; shared with `release`, which does it together with a conversion.
+pub struct PlannedMerge {
+    pub plan: MergePlan,
+    path: PathBuf,
+    parameters: Map<String, Value>,
+    store: Store,
+}
+
+impl PlannedMerge {
+    /// Plans a merged checkpoint at `path`, and says so.
+    pub fn new(
+        source: &Source,
+        request: &MergeRequest,
+        parameters: Map<String, Value>,
+        runs: &[FoundRun],
+        path: &Path,
+        resources: &Resources,
+        out: &Show,
+    ) -> anyhow::Result<PlannedMerge> {
+        let store = Store::beside(path.parent().unwrap_or(Path::new("")));
+        let mut plan = plan_merge(source, request)?;
+        lineage::recall(source, &mut plan.plan, &store);
+        if parameters.contains_key(EMBEDDED) {
+            let parameters = |_: &str| Ok(parameters.clone());
+            lineage::embed(StepKind::Merge, source, &mut plan.plan, runs, resources, parameters)?;
+        }
+        out.warnings(&plan.plan.warnings);
+        out.step(&format!(
+            "merging {} of {} tensors into {}",
+            source.overlay().map_or(0, |overlay| overlay.targets().len()),
+            source.tensors().len(),
+            path.display()
+        ));
+        Ok(PlannedMerge { plan, path: path.to_owned(), parameters, store })
+    }
+
+    /// Records the step.
+    pub fn record(self, source: &Source, done: &Done, runs: &[FoundRun], out: &Show) -> anyhow::Result<()> {
+        let dependencies = lineage::read(source, &self.plan.plan, done, runs, &self.store, out)?;
+        let mut step = Step::new(StepKind::Merge, self.parameters, dependencies);
+        step.outputs = lineage::directory(&self.path, &done.outputs);
+        self.store.record(&step)?;
+        self.store.write_sidecar(&step.outputs[0])?;
+        Ok(())
+    }
 }

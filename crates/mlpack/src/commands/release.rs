@@ -1,7 +1,7 @@
 //! `mlpack release`: everything that `mlpack.toml` declares.
 
-use super::convert::{Quantizer, convert_into};
-use super::merge::{merge_into, merge_parameters};
+use super::convert::{PlannedConversion, Quantizer, convert_into};
+use super::merge::{PlannedMerge, merge_parameters};
 use super::modelfile::{self, Settings};
 use super::publish::{self, How};
 use super::registry::Place;
@@ -12,7 +12,7 @@ use crate::exit::Exit;
 use crate::show::{Show, files_json, files_table};
 use crate::{inputs, keys, lineage};
 use config::Config;
-use mlpack_convert::{GgufRequest, MergeRequest, Source, Split};
+use mlpack_convert::{GgufRequest, MergeRequest, Source, Split, merge_with};
 use mlpack_fs::{AtomicDir, Sha256};
 use mlpack_oci::Parameter;
 use mlpack_provenance::{PrivateKey, RunSource, TraceOptions, Trust, TrustedKey};
@@ -46,16 +46,6 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
     let dataset = config.dataset.as_deref().map(|path| config.path(path));
     let runs = lineage::runs(&adapters, run.as_ref(), dataset.as_deref())?;
 
-    if let Some(output) = &config.merge.output {
-        // A merged checkpoint of an earlier run has its claims beside it and is replaced; anything else is not touched.
-        let path = dir.join(output);
-        let ours = mlpack_provenance::sidecar_path(&path).is_file();
-        let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
-        let request = MergeRequest { max_shard_size, measures_changes: false };
-        let parameters = merge_parameters(&merging, max_shard_size, config.embed_provenance);
-        merge_into(&source, &request, parameters, &runs, merged, &resources, out)?;
-        key.as_ref().map_or(Ok(()), |key| sign_made(&path, key, out))?;
-    }
     let pre = config.gguf.pre.as_deref();
     let request = GgufRequest {
         name: &config.name,
@@ -64,7 +54,30 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         options: &quantizer.options,
         split: Split::default(),
     };
-    let (_, done) = convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+    let done = match &config.merge.output {
+        None => convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?.1,
+        Some(output) => {
+            // A merged checkpoint of an earlier run has its claims beside it and is replaced; anything else is not touched.
+            let path = dir.join(output);
+            let ours = mlpack_provenance::sidecar_path(&path).is_file();
+            let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
+            let of_merge = MergeRequest { max_shard_size, measures_changes: false };
+            let parameters = merge_parameters(&merging, max_shard_size, config.embed_provenance);
+            let merge = PlannedMerge::new(&source, &of_merge, parameters, &runs, &path, &resources, out)?;
+            let conversion =
+                PlannedConversion::new(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+            out.device(&resources, &conversion.plan);
+            let bar = out.progress(source.byte_len());
+            let plans = ((&merge.plan, merged), (&conversion.plan, &*dir));
+            let (of_merge, done) = merge_with(&source, plans.0, plans.1, &resources, &|n| bar.inc(n))?;
+            bar.finish_and_clear();
+            out.warnings(&of_merge.warnings);
+            merge.record(&source, &of_merge, &runs, out)?;
+            conversion.record(&source, &done, &runs, out)?;
+            key.as_ref().map_or(Ok(()), |key| sign_made(&path, key, out))?;
+            done
+        }
+    };
     // What was hashed while it was read or written is not hashed again.
     let hashed = done.inputs.iter().chain(&done.outputs);
     let known: BTreeMap<PathBuf, Sha256> = hashed.map(|file| (file.path.clone(), file.sha256)).collect();
