@@ -1,8 +1,9 @@
-//! Merging an adapter: mlpack against PEFT, how much memory it takes, and what laying it over a conversion costs.
+//! Merging an adapter: mlpack against PEFT, how much memory it takes, what laying it over a conversion costs, and what one pass for
+//! both the merged checkpoint and a conversion saves.
 
 use super::cost::{Cost, measure, megabytes};
 use super::{Bench, Report, fresh, model, quantize};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::process::Command;
 
@@ -24,6 +25,8 @@ struct Costs {
     // By conversion.
     plain: [Vec<Cost>; 2],
     adapted: [Vec<Cost>; 2],
+    // The merged checkpoint and the first conversion.
+    release: Vec<Cost>,
 }
 
 /// Measures all of them, whoever is first in turn.
@@ -64,6 +67,16 @@ pub fn run(bench: &Bench) -> Result<Report> {
                 if adapted { costs.adapted[i].push(cost) } else { costs.plain[i].push(cost) }
             }
         }
+        fresh(&work)?;
+        let file = work.join("mlpack.toml");
+        let text = format!(
+            "name = \"m\"\nbase = {:?}\n[[adapter]]\npath = {:?}\n[merge]\noutput = \"merged\"\n[gguf]\nquant = [{:?}]\n",
+            bench.base, bench.lora, CONVERSIONS[0].0
+        );
+        std::fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
+        let mut release = Command::new(&bench.mlpack);
+        release.arg("release").arg(&file).args(["--threads", quantize::THREADS, "-o"]).arg(work.join("out"));
+        costs.release.push(measure(peers, &mut release, &work)?);
     }
     fresh(&work)?;
     Ok(costs.report())
@@ -89,9 +102,19 @@ impl Costs {
             row(&format!("mlpack convert -a LORA --quant {quant}, r = 16"), adapted);
             overheads.push((quant, limit, adapted.wall_s / plain.wall_s));
         }
+        let (release, quant) = (Cost::medians(&self.release), CONVERSIONS[0].0);
+        row(&format!("mlpack release, the merged checkpoint and {quant}"), release);
+        let apart = merge.wall_s + Cost::medians(&self.adapted[0]).wall_s;
         let faster = peft.wall_s / merge.wall_s;
         text.push_str(&format!("| **PEFT : mlpack** | **{faster:.1}** (at least {FASTER}) | | |\n"));
+        let saved = release.wall_s / apart;
+        text.push_str(&format!(
+            "| **both in one release : one after the other** | **{saved:.2}** (less than 1) | | |\n"
+        ));
         let mut missed = Vec::new();
+        if saved >= 1.0 {
+            missed.push(format!("release: expected less than merge and convert -a take, found {saved:.2} times that"));
+        }
         for (quant, limit, overhead) in overheads {
             let limit_shown = limit.map(|limit| format!(" (at most {limit})")).unwrap_or_default();
             text.push_str(&format!(
@@ -128,6 +151,7 @@ mod tests {
             high_rank: cost(9.0, PEAK_RSS),
             plain: [cost(2.0, 1), cost(1.0, 1)],
             adapted: [cost(2.6, 1), cost(2.0, 1)],
+            release: cost(6.5, 1),
         };
         change(&mut costs);
         costs.report().missed
@@ -138,6 +162,7 @@ mod tests {
         assert_eq!(missed(|_| ()), [""; 0]);
         assert!(missed(|costs| costs.merge[0].wall_s = 4.1)[0].contains("times faster"));
         assert!(missed(|costs| costs.adapted[0][0].wall_s = 2.7)[0].contains("convert -a"));
+        assert!(missed(|costs| costs.release[0].wall_s = 6.6)[0].contains("release"));
         assert!(missed(|costs| costs.high_rank[0].peak_rss += 1)[0].contains("high rank"));
     }
 }
