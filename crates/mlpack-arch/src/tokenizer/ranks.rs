@@ -1,5 +1,6 @@
 //! Vocabularies as ranks of byte strings (`tiktoken`): the lower the rank, the earlier two parts are joined.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use std::collections::HashMap;
 
 /// Ranks by bytes.
@@ -74,28 +75,7 @@ pub(super) fn byte_text(bytes: &[u8]) -> String {
 
 /// Decodes base64 with padding (RFC 4648, section 4); `None` for anything else.
 pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
-    let value = |c: u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    let digits = text.strip_suffix("==").or_else(|| text.strip_suffix('=')).unwrap_or(text);
-    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
-    for chunk in digits.as_bytes().chunks(4) {
-        let mut bits = 0u32;
-        for c in chunk {
-            bits = bits << 6 | u32::from(value(*c)?);
-        }
-        bits <<= 6 * (4 - chunk.len());
-        out.extend(&bits.to_be_bytes()[1..chunk.len()]);
-    }
-    Some(out)
+    BASE64_STANDARD.decode(text).ok()
 }
 
 #[cfg(test)]
@@ -109,18 +89,6 @@ mod tests {
         assert!(!all.contains(&' '));
         assert_eq!(byte_text(" \n\u{e9}".as_bytes()), "\u{120}\u{10a}\u{c3}\u{a9}");
         assert_eq!(all.last(), Some(&'\u{143}'));
-    }
-
-    #[test]
-    fn base64_is_that_of_the_rfc() {
-        let cases =
-            [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg==", "foob"), ("Zm9vYmE=", "fooba")];
-        for (text, bytes) in cases {
-            assert_eq!(base64(text).as_deref(), Some(bytes.as_bytes()), "{text}");
-        }
-        assert_eq!(base64("Zg="), None);
-        assert_eq!(base64("Z*=="), None);
-        assert_eq!(base64("+/+/"), Some(vec![0xfb, 0xff, 0xbf]));
     }
 
     #[test]

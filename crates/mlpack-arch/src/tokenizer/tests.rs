@@ -3,6 +3,7 @@
 
 use super::spm::{ModelProto, NormalizerSpec, Piece, TrainerSpec};
 use super::*;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use mlpack_fs::{ErrorKind, Sha256};
 use mlpack_tensor::MetaArray;
 use prost::Message as _;
@@ -407,16 +408,7 @@ fn tekken(spec: &Value) -> Vec<u8> {
 }
 
 fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0u32, |bits, b| bits << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
-        for i in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * i)) as usize & 63];
-            out.push(if i <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    out
+    BASE64_STANDARD.encode(bytes)
 }
 
 /// The configuration of a case as `read` takes it.
