@@ -6,6 +6,7 @@
 use crate::hash::{Content, ExtentHasher, Run, hash_together};
 use crate::queue::{Turn, WriteQueue};
 use crate::{Error, InputExtent, Operation, Sha256, SharedBytes};
+use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -214,7 +215,7 @@ impl AtomicFile {
     /// When a byte was never written: offsets come from our own plan.
     pub fn flush(&self) -> Result<Sha256, Error> {
         let digest = self.digest()?;
-        self.file.sync_all().map_err(|e| self.write_error(e))?;
+        sync(&self.file).map_err(|e| self.write_error(e))?;
         Ok(digest)
     }
 
@@ -527,7 +528,7 @@ fn reserve(file: &File, path: &Path, byte_len: u64) -> Result<(), Error> {
     if byte_len == 0 {
         return Ok(());
     }
-    if allocates_to_reserve(file) {
+    if allocates_to_reserve(file) || reserves_behind_the_end(file) {
         let free = crate::free_bytes(parent_of(path));
         if free.is_some_and(|free| free < byte_len) {
             return Err(Error::NoSpace { path: path.to_owned(), needed: byte_len, free });
@@ -536,11 +537,11 @@ fn reserve(file: &File, path: &Path, byte_len: u64) -> Result<(), Error> {
     }
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, byte_len) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG | rustix::io::Errno::DQUOT) => {
+        Err(Errno::NOSPC | Errno::FBIG | Errno::DQUOT) => {
             Err(Error::NoSpace { path: path.to_owned(), needed: byte_len, free: crate::free_bytes(parent_of(path)) })
         }
-        // Not every file system can reserve: then only the length is set.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+        // Not every file system can reserve: then only the length is set. (On Linux the first two are the same number.)
+        Err(e) if [Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOSYS].contains(&e) => {
             file.set_len(byte_len).map_err(|e| Error::io(Operation::Reserve, path, e))
         }
         Err(e) => Err(Error::io(Operation::Reserve, path, e.into())),
@@ -561,8 +562,29 @@ fn allocates_to_reserve(_: &File) -> bool {
     false
 }
 
+/// Whether the system counts what is reserved from the end of the file on: then a file that an interrupted run left would be
+/// given room for twice its length. Apple's does (fcntl, `F_PREALLOCATE` with `F_PEOFPOSMODE`).
+#[cfg(target_vendor = "apple")]
+fn reserves_behind_the_end(file: &File) -> bool {
+    file.metadata().map_or(true, |metadata| metadata.len() > 0)
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn reserves_behind_the_end(_: &File) -> bool {
+    false
+}
+
+/// Waits until what was written is on the disk.
+fn sync(file: &File) -> io::Result<()> {
+    let synced = file.sync_all();
+    // There that asks the disk to empty its cache, which file systems of other makers (FAT, SMB) do not know.
+    #[cfg(target_vendor = "apple")]
+    let synced = synced.or_else(|_| Ok(rustix::fs::fsync(file)?));
+    synced
+}
+
 fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(Operation::Sync, dir, e))
+    File::open(dir).and_then(|d| sync(&d)).map_err(|e| Error::io(Operation::Sync, dir, e))
 }
 
 #[cfg(test)]

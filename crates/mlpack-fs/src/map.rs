@@ -7,6 +7,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+/// What the system is told of pages that are about to be read. Linux maps them; others only fetch them.
+#[cfg(target_os = "linux")]
+const PREPARE: memmap2::Advice = memmap2::Advice::PopulateRead;
+#[cfg(not(target_os = "linux"))]
+const PREPARE: memmap2::Advice = memmap2::Advice::WillNeed;
+
 /// A file mapped read-only. Pages that are done with can be given back with [`MappedFile::release`], so that the
 /// resident size stays small however large the file is.
 pub struct MappedFile {
@@ -70,12 +76,13 @@ impl MappedFile {
         })
     }
 
-    /// Maps the pages of `range` at once, which costs less than a fault for each. A range outside the file does nothing.
+    /// Prepares for reading `range`: Linux maps its pages at once, which costs less than a fault for each. A range outside the
+    /// file does nothing.
     pub fn prepare(&self, range: Range<usize>) {
         let Some(map) = &self.map else { return };
         if range.start < range.end && range.end <= map.len() {
             // Advice: where the system does not take it (Linux before 5.14), the pages come one by one.
-            drop(map.advise_range(memmap2::Advice::PopulateRead, range.start, range.end - range.start));
+            drop(map.advise_range(PREPARE, range.start, range.end - range.start));
         }
     }
 
@@ -87,8 +94,9 @@ impl MappedFile {
         let start = range.start / PAGE * PAGE;
         let end = range.end.min(map.len()).next_multiple_of(PAGE).min(map.len());
         if start < end {
-            // SAFETY: MADV_DONTNEED on a read-only, file-backed, never written map only drops page-table entries; the
-            // next access faults the same file content in again, so no reference into the map changes value.
+            // SAFETY: MADV_DONTNEED on a read-only, file-backed, never written map only drops page-table entries (Linux) or
+            // lets pages go sooner (macOS); the next access finds the same file content again, so no reference into the map
+            // changes value.
             #[allow(unsafe_code)]
             let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             // Advice: a kernel that does not take it only costs resident memory.
