@@ -55,7 +55,7 @@ impl Panels {
         for row in right.chunks_exact(row_len) {
             squares.iter_mut().zip(row).for_each(|(square, v)| *square += f64::from(*v) * f64::from(*v));
         }
-        let norms = squares.iter().map(|square| (square.sqrt() * (1.0 + 1e-6)) as f32);
+        let norms = squares.iter().map(|square| (square.sqrt() * (1.0 + 1e-6)) as f32 + f32::MIN_POSITIVE);
         let values = right.iter().copied().chain(norms);
         let panel = self.upload((delta.rank + 1) * row_len * 4, |memory| {
             for (out, v) in memory.as_chunks_mut::<4>().0.iter_mut().zip(values) {

@@ -310,7 +310,8 @@ fn fill(
         if narrow {
             let spread = |left: &[f32]| {
                 let norm = left.iter().map(|l| f64::from(*l) * f64::from(*l)).sum::<f64>().sqrt();
-                (delta.factor.abs() * norm * (delta.rank + 8) as f64 * ROUNDOFF) as f32
+                // More than nothing: times a large norm it may be something.
+                (delta.factor.abs() * norm * (delta.rank + 8) as f64 * ROUNDOFF) as f32 + f32::MIN_POSITIVE
             };
             write(layout.spreads, &mut left.chunks_exact(delta.rank.max(1)).map(spread));
         }
