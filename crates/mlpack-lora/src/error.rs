@@ -1,6 +1,6 @@
 //! What can be wrong with an adapter, or between an adapter and a base.
 
-use crate::TorchProblem;
+use crate::{TorchProblem, WrongElement};
 use mlpack_fs::ErrorKind;
 use mlpack_tensor::{Dtype, Escaped, join_limited};
 use std::fmt::Write as _;
@@ -179,6 +179,41 @@ pub enum Error {
         /// What the device said.
         reason: String,
     },
+    /// Products on Apple's GPUs are not part of this build.
+    #[error(
+        "this build of mlpack has no Metal support\n  expected: a build on macOS with the feature `metal`\n  found:    one without it"
+    )]
+    MetalNotBuilt,
+    /// The system is not Apple's.
+    #[error("there is no Metal on this system\n  expected: macOS\n  found:    {system}")]
+    NoMetal {
+        /// The system.
+        system: &'static str,
+    },
+    /// Metal knows no device.
+    #[error("Metal has no device\n  expected: a GPU\n  found:    none")]
+    NoMetalGpu,
+    /// A GPU failed.
+    #[error("the GPU `{}` failed\n  found:    {}", Escaped(name), Escaped(reason))]
+    GpuFailed {
+        /// What the system calls it.
+        name: String,
+        /// What was said, in one line.
+        reason: String,
+    },
+    /// A product of a GPU is none of float32.
+    #[error(
+        "the GPU `{}` does not multiply as float32 arithmetic does\n  product of rank {rank}, row {}, column {}\n  expected: {:e}, or what is within {:.1e} of it\n  found:    {:e}",
+        Escaped(name), wrong.row, wrong.col, wrong.expected, wrong.within, wrong.found
+    )]
+    GpuInexact {
+        /// What the system calls it.
+        name: String,
+        /// Terms of each of its sums.
+        rank: usize,
+        /// The first element that is wrong.
+        wrong: WrongElement,
+    },
     /// A merged value is NaN or infinite.
     #[error(
         "cannot merge tensor `{}`: a merged value is not finite\n  expected: a finite {dtype} value\n  found:    {value:?} at row {row}, column {column}",
@@ -320,6 +355,12 @@ fn cut(out: &mut String, len: usize) {
 }
 
 impl Error {
+    /// The text, for within a sentence.
+    pub fn in_one_line(&self) -> String {
+        let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.to_string().lines().map(line).collect::<Vec<_>>().join("; ")
+    }
+
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -336,12 +377,14 @@ impl Error {
             | Error::DeepSpeed { .. }
             | Error::QuantizedBase { .. }
             | Error::Base { .. } => ErrorKind::Unsupported,
-            Error::Combine { .. } => ErrorKind::Misuse,
+            Error::Combine { .. } | Error::MetalNotBuilt | Error::NoMetal { .. } => ErrorKind::Misuse,
             Error::Several(all) => all.first().map_or(ErrorKind::Mismatch, Error::kind),
             Error::Unchanged { .. } | Error::Unmatched { .. } | Error::Misfit { .. } | Error::NotFinite { .. } => {
                 ErrorKind::Mismatch
             }
-            Error::Device { .. } => ErrorKind::Io,
+            Error::Device { .. } | Error::NoMetalGpu | Error::GpuFailed { .. } | Error::GpuInexact { .. } => {
+                ErrorKind::Io
+            }
         }
     }
 
@@ -403,6 +446,12 @@ impl Error {
             }
             Error::Misfit { .. } => {
                 "the adapter was trained on another base; see base_model_name_or_path in adapter_config.json"
+            }
+            Error::MetalNotBuilt => {
+                "build it on a Mac with `cargo build --release --features metal` (docs/gpu.md); --device cpu gives the same bytes"
+            }
+            Error::NoMetal { .. } | Error::NoMetalGpu | Error::GpuFailed { .. } | Error::GpuInexact { .. } => {
+                "--device cpu gives the same bytes"
             }
             Error::NotFinite { .. } => {
                 "the base or the adapter is damaged, or the training diverged; nothing was written"

@@ -16,7 +16,7 @@
 //! **Invariants**
 //! - Every tensor of every adapter is used exactly once, or the overlay is not made and the error names each one.
 //! - A merged element is a float64 value, computed from the base's and the adapters' in an order that the tensor's name
-//!   and shape decide, and rounded once, to the base dtype. Slabs and threads do not change a bit of it.
+//!   and shape decide, and rounded once, to the base dtype. Slabs, threads and [`ProductDevice`] do not change a bit of it.
 //! - Nothing of an adapter is executed.
 //! - A setting of the adapter that changes the result and is not handled is an error, never ignored.
 
@@ -33,6 +33,7 @@ mod matrix;
 mod merge;
 mod names;
 mod overlay;
+mod product;
 mod round;
 mod simd;
 mod tally;
@@ -49,6 +50,9 @@ pub use matrix::AdapterTensor;
 pub use merge::{BaseBytes, MergeRoom, Rows};
 pub use names::embedding;
 pub use overlay::{Overlay, OverlayOptions};
+#[cfg(feature = "host-model")]
+pub use product::Multiply;
+pub use product::{ProductDevice, WrongElement};
 pub use round::{NotFinite, round_scaled, round_to};
 pub use tally::{ChangeTally, TensorChange};
 pub use target::Target;

@@ -8,7 +8,7 @@ use crate::matrix::{Matrix, to_f64};
 use crate::simd::simd;
 use crate::tally::RowSums;
 use crate::target::{Axis, Form, Part, Rect, Target};
-use crate::{Adapter, ChangeTally, Combine, Error, Overlay, round_scaled, round_to};
+use crate::{Adapter, ChangeTally, Combine, Error, Overlay, ProductDevice, round_scaled, round_to};
 use narrow::LowRank;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -22,6 +22,14 @@ pub struct MergeRoom {
     row: RowRoom,
     bytes: Vec<u8>,
     panels: Panels,
+    products: ProductDevice,
+}
+
+impl MergeRoom {
+    /// Room of a worker that leaves products to a device where it can.
+    pub fn on(products: ProductDevice) -> MergeRoom {
+        MergeRoom { products, ..MergeRoom::default() }
+    }
 }
 
 /// Room for one row on its way from the base to the result: it stays in the nearest caches.
@@ -86,12 +94,12 @@ impl Overlay {
         let cols = merge.target.matrix_dims().1 as usize;
         let row_len = rows.row_len as usize;
         let size = merge.target.dtype.byte_size() as usize;
-        let MergeRoom { row, bytes, panels } = room;
+        let MergeRoom { row, bytes, panels, products } = room;
         if row_len == cols {
-            merge.compute(&needed, row, panels, tally, out)?;
+            merge.compute(&needed, row, (panels, products), tally, out)?;
         } else {
             bytes.resize(needed.len() * cols * size, 0);
-            merge.compute(&needed, row, panels, tally, bytes)?;
+            merge.compute(&needed, row, (panels, products), tally, bytes)?;
         }
         panels.end_slab().into_iter().for_each(|key| self.release(key));
         if row_len == cols {
@@ -111,9 +119,12 @@ impl Overlay {
         }
         Ok(())
     }
-}
 
-impl Overlay {
+    /// Whether rows of a target are merged with products that a device may compute. `base_len` are the bytes of the base tensor.
+    pub fn asks_for_products(&self, target: usize, base_len: u64) -> bool {
+        LowRank::of(self, target, base_len).is_some()
+    }
+
     /// Gives back the pages of factors that no slab asks for any more.
     fn release(&self, (target, part, operand): PanelKey) {
         let part = &self.targets()[target].parts[part];
@@ -159,12 +170,13 @@ impl Merge<'_> {
         &self,
         rows: &[u64],
         room: &mut RowRoom,
-        panels: &mut Panels,
+        (panels, products): (&mut Panels, &ProductDevice),
         tally: Option<&ChangeTally>,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        if let (None, Some(low_rank)) = (tally, LowRank::of(self)) {
-            return low_rank.merge(rows, room, panels, out);
+        let base_len = self.base.whole.len() as u64;
+        if let (None, Some(low_rank)) = (tally, LowRank::of(self.overlay, self.index, base_len)) {
+            return low_rank.merge(self, rows, room, (panels, products), out);
         }
         let cols = self.target.matrix_dims().1 as usize;
         let (combined, parts) = match self.overlay.combine() {
