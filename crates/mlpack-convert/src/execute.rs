@@ -4,12 +4,12 @@
 //! writes go through the files from front to back. Offsets are fixed by the plan, so the order in which slabs finish does not matter.
 
 use crate::gather::{MERGED_BYTES, share};
-use crate::offload::{self, Offload, OnDevice};
+use crate::offload::{self, Offload, OnDevice, Place};
 use crate::resume::Resume;
 use crate::slab::{Fidelity, Scratch, Slab, Work};
 use crate::{Error, Input, Output, Plan, Source, Step, Stored, TensorError, TooFar};
 use mlpack_fs::{AtomicFile, InputHasher, Sha256};
-use mlpack_lora::{ChangeTally, TensorChange};
+use mlpack_lora::{ChangeTally, ProductDevice, TensorChange};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -24,7 +24,7 @@ pub struct Resources {
     pub threads: usize,
     /// Whether inputs are hashed whose digest the plan knows.
     pub rehash: bool,
-    /// A GPU that slabs may go to.
+    /// A GPU that slabs may go to, or products of adapters' factors.
     pub device: Option<OnDevice>,
 }
 
@@ -58,7 +58,7 @@ pub struct Done {
     pub changes: Vec<TensorChange>,
     /// Bytes of the outputs that an interrupted run had left.
     pub kept: u64,
-    /// Slabs that a GPU did.
+    /// Slabs that a GPU did, or products that one computed which only multiplies.
     pub on_device: u64,
     /// What a person should know about how it went.
     pub warnings: Vec<String>,
@@ -107,8 +107,13 @@ pub(crate) fn execute_from(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
     let threads = if resources.threads == 0 { rayon::current_num_threads() } else { resources.threads };
-    let offload = resources.device_for(plan).map(Offload::new);
-    let elements = if offload.is_some() { offload::SLAB_ELEMENTS } else { SLAB_ELEMENTS };
+    let (offload, products) = match resources.place(source, plan) {
+        Some(Place::Device(device)) => (Some(Offload::new(device)), None),
+        Some(Place::Products(device)) => (None, Some(device.for_run())),
+        _ => (None, None),
+    };
+    let on_gpu = offload.is_some() || products.is_some();
+    let elements = if on_gpu { offload::SLAB_ELEMENTS } else { SLAB_ELEMENTS };
     let (slabs, workers) = cut(source, plan, resources.memory, threads, elements)?;
     let files = create(plan, paths, resume)?;
     let hashers = hashers(source, plan, resources.rehash)?;
@@ -126,12 +131,14 @@ pub(crate) fn execute_from(
         resume,
         offload: offload.as_ref(),
     };
-    run(&work, &slabs, workers, progress)?;
+    run(&work, &slabs, workers, products.as_ref(), progress)?;
     let fidelity = fidelity.map(|sums| judge(plan, sums)).transpose()?.unwrap_or_default();
     let changes = tally.map(|tally| tally.finish()).unwrap_or_default();
     let mut done = seal(source, files, hashers, fidelity, changes, resume)?;
     if let Some(offload) = offload {
         (done.on_device, done.warnings) = offload.finish(slabs.len());
+    } else if let Some(products) = products {
+        (done.on_device, done.warnings) = offload::finish_products(&products);
     }
     Ok(done)
 }
@@ -339,17 +346,25 @@ fn hashers<'a>(source: &'a Source, plan: &Plan, rehash: bool) -> Result<Vec<Inpu
     Ok(hashers)
 }
 
-fn run(work: &Work<'_>, slabs: &[Slab], workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
-    each(slabs, workers, |slab, scratch| {
+fn run(
+    work: &Work<'_>,
+    slabs: &[Slab],
+    workers: usize,
+    products: Option<&ProductDevice>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
+    each(slabs, workers, products, |slab, scratch| {
         progress(work.run(slab, scratch)?);
         Ok(())
     })
 }
 
-/// Does something with every slab; of the problems that come up, that of the earliest slab counts.
+/// Does something with every slab; of the problems that come up, that of the earliest slab counts. What is merged for it may use a
+/// GPU's products.
 pub(crate) fn each(
     slabs: &[Slab],
     workers: usize,
+    products: Option<&ProductDevice>,
     job: impl Fn(&Slab, &mut Scratch) -> Result<(), Error> + Sync,
 ) -> Result<(), Error> {
     let pool = rayon::ThreadPoolBuilder::new()
@@ -363,7 +378,7 @@ pub(crate) fn each(
     // A worker takes slabs in a loop rather than from the pool's queue: it never starts a second one while it waits
     // within the first, so the number of slabs in memory is the number of workers.
     pool.broadcast(|_| {
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::new(products);
         while !stop.load(Ordering::Relaxed) {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(slab) = slabs.get(i) else { break };

@@ -5,7 +5,7 @@ use crate::packed::{MXFP4_BYTES, Scaled, append_mxfp4};
 use crate::{Error, Gather, Source, SourceTensor, Stored};
 use mlpack_arch::{Packing, ValueChange};
 use mlpack_device::MAX_DELTAS;
-use mlpack_lora::{ChangeTally, MergeRoom, Rows};
+use mlpack_lora::{ChangeTally, MergeRoom, ProductDevice, Rows};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
 
@@ -17,6 +17,13 @@ pub(crate) struct Room {
     pub gathered: Vec<u8>,
     merged: Vec<u8>,
     merging: MergeRoom,
+}
+
+impl Room {
+    /// Room whose merging leaves products to a device where it can.
+    pub fn on(products: ProductDevice) -> Room {
+        Room { merging: MergeRoom::on(products), ..Room::default() }
+    }
 }
 
 /// Elements of whole rows that are merged at once, where only parts of the rows are used.

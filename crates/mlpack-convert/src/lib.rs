@@ -66,7 +66,7 @@ pub use lora_plan::{LoraRequest, plan_lora};
 pub use merge_plan::{MergePlan, MergeRequest, merge, merge_with, plan_merge};
 pub use mixture::{Choice, Mixture, ModelFacts, allows_quantization, fit, quantized_order};
 pub use mlpack_lora::{Combine, OverlayOptions, TensorChange};
-pub use offload::{OnDevice, Place, WORTH_ELEMENTS};
+pub use offload::{OnDevice, Place, Unopened, WORTH_ELEMENTS};
 pub use onnx_layout::Layout;
 pub use onnx_plan::{
     BlockOptions, Computation, OnnxPlan, OnnxRequest, Precision, f16_overflows, plan_onnx, seal_onnx, write_onnx,

@@ -1,4 +1,5 @@
-//! Slabs that a GPU does: what it is given, and what it leaves to the CPU.
+//! Slabs that a GPU does: what it is given, and what it leaves to the CPU. Of one that only multiplies nothing is here but whether
+//! it is used: mlpack-lora asks it while it merges.
 //!
 //! A slab goes there as the source stores it, with the factors of what adapters add, and comes back merged and encoded for
 //! every target. The CPU does the slab where the device has no kernel for something, where a value is not finite or leaves the
@@ -6,11 +7,11 @@
 
 use crate::gather::Reader;
 use crate::slab::{Slab, Work};
-use crate::{Error, Plan, Resources, Stored};
+use crate::{Error, Input, Plan, Resources, Source, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_device::{Delta, Device, Limits, Outcome, Output, can_encode, can_read, is_searched};
 use mlpack_fs::{Buffer, Buffers};
-use mlpack_lora::LowRank;
+use mlpack_lora::{LowRank, ProductDevice};
 use mlpack_tensor::GgmlType;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,9 +24,18 @@ pub const WORTH_ELEMENTS: u64 = 1 << 24;
 
 /// A GPU, and when it is used.
 #[derive(Clone, Debug)]
-pub struct OnDevice {
-    /// Only where a plan is worth the way there.
-    pub if_worth: bool,
+pub enum OnDevice {
+    /// One that is open: every plan goes there.
+    Opened(Arc<Device>),
+    /// The first one, opened for the first plan that is worth it.
+    IfWorth(Unopened),
+    /// One that multiplies factors of adapters and does nothing else: every plan that asks for that goes there.
+    Products(ProductDevice),
+}
+
+/// A GPU that is opened when it is asked for.
+#[derive(Clone, Debug)]
+pub struct Unopened {
     limits: Limits,
     opened: Arc<OnceLock<Result<Arc<Device>, mlpack_device::Error>>>,
 }
@@ -33,15 +43,16 @@ pub struct OnDevice {
 impl OnDevice {
     /// One that is open: every plan goes there.
     pub fn opened(device: Device) -> OnDevice {
-        let limits = Limits { memory: None, lanes: 1 };
-        OnDevice { if_worth: false, limits, opened: Arc::new(OnceLock::from(Ok(Arc::new(device)))) }
+        OnDevice::Opened(Arc::new(device))
     }
 
     /// The first one, opened for the first plan that is worth it.
     pub fn if_worth(limits: Limits) -> OnDevice {
-        OnDevice { if_worth: true, limits, opened: Arc::default() }
+        OnDevice::IfWorth(Unopened { limits, opened: Arc::default() })
     }
+}
 
+impl Unopened {
     fn open(&self) -> Result<&Arc<Device>, &mlpack_device::Error> {
         self.opened.get_or_init(|| Device::open(0, self.limits).map(Arc::new)).as_ref()
     }
@@ -52,6 +63,10 @@ impl OnDevice {
 pub enum Place<'a> {
     /// On a GPU.
     Device(&'a Arc<Device>),
+    /// On the CPU, but for products of adapters' factors.
+    Products(&'a ProductDevice),
+    /// On the CPU, as that GPU only multiplies, and no tensor asks for that.
+    NoProducts(&'a ProductDevice),
     /// On the CPU, which needs the values themselves: errors or changes are measured.
     Measured,
     /// On the CPU, as no more elements than these are to be searched for.
@@ -62,25 +77,30 @@ pub enum Place<'a> {
 
 impl Resources {
     /// Where slabs of a plan go; `None` where no GPU may be used.
-    pub fn place(&self, plan: &Plan) -> Option<Place<'_>> {
+    pub fn place(&self, source: &Source, plan: &Plan) -> Option<Place<'_>> {
         let device = self.device.as_ref()?;
-        if plan.limits.any() || plan.measures_changes {
+        if plan.measures_changes || plan.limits.any() && !matches!(device, OnDevice::Products(_)) {
             return Some(Place::Measured);
         }
-        let searched = searched_elements(plan);
-        if device.if_worth && searched < WORTH_ELEMENTS {
-            return Some(Place::NotWorth(searched));
-        }
-        Some(device.open().map_or_else(Place::NotOpened, Place::Device))
+        Some(match device {
+            OnDevice::Opened(device) => Place::Device(device),
+            OnDevice::Products(device) if asks_for_products(source, plan) => Place::Products(device),
+            OnDevice::Products(device) => Place::NoProducts(device),
+            OnDevice::IfWorth(device) => match searched_elements(plan) {
+                searched if searched < WORTH_ELEMENTS => Place::NotWorth(searched),
+                _ => device.open().map_or_else(Place::NotOpened, Place::Device),
+            },
+        })
     }
+}
 
-    /// The GPU that slabs of a plan go to.
-    pub(crate) fn device_for(&self, plan: &Plan) -> Option<&Arc<Device>> {
-        match self.place(plan) {
-            Some(Place::Device(device)) => Some(device),
-            _ => None,
-        }
-    }
+/// Whether rows of any tensor are merged with products that a GPU may compute.
+fn asks_for_products(source: &Source, plan: &Plan) -> bool {
+    let gathers = plan.steps.iter().filter_map(|step| match &step.input {
+        Input::Tensors(gather) => Some(gather),
+        Input::Computed(_) => None,
+    });
+    gathers.flat_map(|gather| &gather.positions).any(|position| source.asks_for_products(*position))
 }
 
 /// Elements of all outputs that are encoded to types that are searched.
@@ -117,6 +137,16 @@ impl Offload {
         });
         (done, warning.into_iter().collect())
     }
+}
+
+/// Products that a GPU computed in a run, and what a person should know.
+pub(crate) fn finish_products(products: &ProductDevice) -> (u64, Vec<String>) {
+    let (done, failed) = products.used();
+    let warning = failed.map(|error| {
+        let error = error.in_one_line();
+        format!("{error}; {done} products were computed there and the others on the CPU, with the same bytes")
+    });
+    (done, warning.into_iter().collect())
 }
 
 /// Room that a worker keeps from slab to slab.

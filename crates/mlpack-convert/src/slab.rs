@@ -7,7 +7,7 @@ use crate::resume::Resume;
 use crate::{BytesPart, Error, ErrorSums, Input, Plan, SlabSums, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_fs::{AtomicFile, Buffer, Buffers, Data, Extent, InputExtent, InputHasher, SharedBytes, write_together};
-use mlpack_lora::ChangeTally;
+use mlpack_lora::{ChangeTally, ProductDevice};
 use mlpack_quant::{ColumnPart, Extremes, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType};
 use std::ops::Range;
@@ -37,6 +37,13 @@ pub(crate) struct Scratch {
     buffers: Buffers,
     encoding: Encoding,
     offload: offload::Room,
+}
+
+impl Scratch {
+    /// Room of a worker that leaves products to a GPU, where there is one for that.
+    pub(crate) fn new(products: Option<&ProductDevice>) -> Scratch {
+        Scratch { room: Room::on(products.cloned().unwrap_or_default()), ..Scratch::default() }
+    }
 }
 
 /// Room for the encoding of one target beside its bytes.

@@ -268,6 +268,16 @@ impl Source {
         self.overlay().zip(target).map_or(0, |(overlay, target)| overlay.fixed_byte_len(target))
     }
 
+    /// Whether a tensor is merged with products that a GPU may compute.
+    pub(crate) fn asks_for_products(&self, position: usize) -> bool {
+        let Weights::Checkpoint(checkpoint, overlay, _) = &self.weights else { return false };
+        let base_len = |target: usize| {
+            let base = overlay.targets()[target].base;
+            base.map_or(0, |position| checkpoint.bytes(&checkpoint.tensors()[position]).len() as u64)
+        };
+        self.tensors[position].target.is_some_and(|target| overlay.asks_for_products(target, base_len(target)))
+    }
+
     /// Bytes that merging needs for each element of a slab, besides those of a single sum.
     pub(crate) fn bytes_per_element(&self) -> u64 {
         self.overlay().map_or(0, Overlay::bytes_per_element)

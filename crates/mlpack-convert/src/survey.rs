@@ -33,7 +33,7 @@ pub(crate) fn survey(
     let unknown = Extremes { min: f32::MAX, max: f32::MIN };
     let found: Vec<Mutex<Vec<Extremes>>> =
         plan.steps.iter().map(|step| Mutex::new(vec![unknown; step.rows as usize])).collect();
-    each(&slabs, workers, |slab, scratch: &mut Scratch| {
+    each(&slabs, workers, None, |slab, scratch: &mut Scratch| {
         let step = &plan.steps[slab.step];
         let Input::Tensors(gather) = &step.input else { return Ok(()) };
         let reader = Reader::new(source, gather, step.row_len, true, None);

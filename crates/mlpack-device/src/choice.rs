@@ -12,7 +12,7 @@ pub enum Choice {
     Cpu,
     /// The GPU of that number, as the CUDA driver counts them.
     Cuda(u32),
-    /// Apple's GPU, for which there are no kernels yet.
+    /// Apple's GPU, for products of adapters' factors.
     Metal,
 }
 

@@ -14,11 +14,8 @@ pub enum Error {
         found: String,
     },
     /// The kernels are not part of this build.
-    #[error("this build of mlpack has no {0} support\n  expected: {1}\n  found:    {2}", kind.0, if crate::Device::IS_BUILT { "auto, cpu or cuda[:N]" } else { "auto or cpu" }, kind.1)]
-    NotBuilt {
-        /// What was asked for: the kernels' name, and the text of the choice.
-        kind: (&'static str, &'static str),
-    },
+    #[error("this build of mlpack has no CUDA support\n  expected: auto or cpu\n  found:    cuda")]
+    NotBuilt,
     /// The driver's library cannot be opened.
     #[error("cannot find the CUDA driver\n  expected: `{library}`\n  found:    {}", Escaped(reason))]
     NoDriver {
@@ -95,7 +92,7 @@ impl Error {
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Choice { .. } | Error::NotBuilt { .. } => ErrorKind::Misuse,
+            Error::Choice { .. } | Error::NotBuilt => ErrorKind::Misuse,
             Error::OutOfMemory { limited: true, .. } => ErrorKind::Limit,
             Error::NoDriver { .. }
             | Error::DriverTooOld { .. }
@@ -117,15 +114,11 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Choice { .. } | Error::NoSuchDevice { .. } => None,
-            Error::NotBuilt { kind: ("CUDA", _) } => Some(
+            Error::NotBuilt => Some(
                 "build it with `cargo build --release --features cuda` where CUDA's compiler is (docs/gpu.md); \
                  the CPU gives the same bytes"
                     .to_owned(),
             ),
-            Error::NotBuilt { kind: (name, _) } => Some(format!(
-                "mlpack has no kernels for {name}, only for NVIDIA GPUs in builds with `--features cuda` (docs/gpu.md); \
-                 --device cpu gives the same bytes"
-            )),
             Error::OutOfMemory { limited: true, .. } => Some("give a larger --device-memory".to_owned()),
             _ => Some("--device cpu gives the same bytes".to_owned()),
         }

@@ -13,6 +13,7 @@ use mlpack_convert::{
 };
 use mlpack_device::{Choice, Device};
 use mlpack_fs::read_to_string_bounded;
+use mlpack_lora::ProductDevice;
 use mlpack_onnx::{FixedDims, Profile, Scheme};
 use mlpack_tensor::{Escaped, GgmlType};
 use std::path::{Path, PathBuf};
@@ -104,13 +105,15 @@ pub fn resources_on(args: &ResourceArgs, on: &DeviceArgs, out: &Show) -> anyhow:
             bail!("--device-memory is for a GPU\n  expected: --device cuda[:N], or none\n  found:    --device cpu")
         }
         Choice::Cpu => None,
-        Choice::Metal => return Err(mlpack_device::Error::NotBuilt { kind: ("Metal", "metal") }.into()),
+        Choice::Metal if memory.is_some() => {
+            bail!("--device-memory is for CUDA\n  expected: --device cuda[:N], or none\n  found:    --device metal")
+        }
+        Choice::Metal => Some(OnDevice::Products(ProductDevice::metal().map_err(mlpack_convert::Error::from)?)),
         Choice::Cuda(index) => Some(OnDevice::opened(Device::open(index, limits)?)),
         Choice::Auto if Device::IS_BUILT => Some(OnDevice::if_worth(limits)),
         Choice::Auto => {
             if choice.is_some() {
-                let error = mlpack_device::Error::NotBuilt { kind: ("CUDA", "cuda") };
-                out.step(&format!("device: the CPU ({})", error.in_one_line()));
+                out.step(&format!("device: the CPU ({})", mlpack_device::Error::NotBuilt.in_one_line()));
             }
             None
         }

@@ -3,7 +3,8 @@
 use crate::exit;
 use anstream::{eprintln, print};
 use indicatif::{ProgressBar, ProgressStyle};
-use mlpack_convert::{Place, Plan, Resources, SealedFile, WORTH_ELEMENTS};
+use mlpack_convert::{Place, Plan, Resources, SealedFile, Source, WORTH_ELEMENTS};
+use mlpack_lora::ProductDevice;
 use mlpack_tensor::Escaped;
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
@@ -46,9 +47,16 @@ impl Show {
     }
 
     /// Says where the work is done, where there is a choice.
-    pub fn device(&self, resources: &Resources, plan: &Plan) {
-        match resources.place(plan) {
+    pub fn device(&self, resources: &Resources, source: &Source, plan: &Plan) {
+        let gpu = |products: &ProductDevice| Escaped(products.gpu_name().unwrap_or("the CPU")).to_string();
+        match resources.place(source, plan) {
             None => {}
+            Some(Place::Products(products)) => {
+                self.step(&format!("device: {} for products of adapters' factors, the CPU for the rest", gpu(products)))
+            }
+            Some(Place::NoProducts(products)) => {
+                self.step(&format!("device: the CPU (no tensor that {} would help to merge)", gpu(products)))
+            }
             Some(Place::Device(device)) => self.step(&format!("device: {}", Escaped(device.name()))),
             Some(Place::Measured) => self.step("device: the CPU (errors or changes are measured)"),
             Some(Place::NotWorth(0)) => self.step("device: the CPU (no type that is searched for)"),

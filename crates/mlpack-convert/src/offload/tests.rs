@@ -163,27 +163,27 @@ fn a_merged_checkpoint_is_that_of_the_cpu() {
 fn auto_takes_a_device_only_where_much_is_searched() {
     let source = source(&[]);
     let model = HostModel::new();
-    let mut resources = on(&model, None, two_threads());
-    resources.device.as_mut().unwrap().if_worth = true;
+    let opened = Ok(Arc::new(model.open(0, Limits { memory: None, lanes: 2 }).unwrap()));
+    let unopened = Unopened { limits: Limits { memory: None, lanes: 2 }, opened: Arc::new(OnceLock::from(opened)) };
+    let resources = Resources { device: Some(OnDevice::IfWorth(unopened)), ..two_threads() };
     let small = plan(&source, &["Q4_K_M"], &QuantizeOptions::default());
     let elements = searched_elements(&small);
-    assert!(matches!(resources.place(&small), Some(Place::NotWorth(found)) if found == elements && found > 0));
-    assert!(resources.device_for(&small).is_none());
+    assert!(matches!(resources.place(&source, &small), Some(Place::NotWorth(found)) if found == elements && found > 0));
     let mut large = small.clone();
     large.outputs = vec![large.outputs[0].clone(); 40];
-    assert!(resources.device_for(&large).is_some());
+    assert!(matches!(resources.place(&source, &large), Some(Place::Device(_))));
     let mut copied = plan(&source, &["Q8_0"], &QuantizeOptions::default());
     copied.outputs = vec![copied.outputs[0].clone(); 100];
-    assert!(resources.device_for(&copied).is_none());
+    assert!(matches!(resources.place(&source, &copied), Some(Place::NotWorth(_))));
     assert!(matches!(large.steps[0].input, Input::Tensors(_)));
     // One that is not open yet is opened for a plan that is worth it, and for no other.
     if !Device::IS_BUILT {
         let limits = Limits { memory: None, lanes: 1 };
         let closed = Resources { device: Some(OnDevice::if_worth(limits)), ..two_threads() };
-        assert!(matches!(closed.place(&small), Some(Place::NotWorth(_))));
-        assert!(closed.device.as_ref().unwrap().opened.get().is_none());
-        assert!(matches!(closed.place(&large), Some(Place::NotOpened(mlpack_device::Error::NotBuilt { .. }))));
-        assert!(closed.device_for(&large).is_none());
+        assert!(matches!(closed.place(&source, &small), Some(Place::NotWorth(_))));
+        let Some(OnDevice::IfWorth(unopened)) = &closed.device else { panic!("it is not opened yet") };
+        assert!(unopened.opened.get().is_none());
+        assert!(matches!(closed.place(&source, &large), Some(Place::NotOpened(mlpack_device::Error::NotBuilt))));
     }
 }
 
@@ -193,7 +193,7 @@ fn what_is_measured_stays_on_the_cpu() {
     let mut plan = plan(&source, &["Q4_K_M"], &QuantizeOptions::default());
     plan.measures_changes = true;
     let resources = on(&HostModel::new(), None, two_threads());
-    assert!(matches!(resources.place(&plan), Some(Place::Measured)));
+    assert!(matches!(resources.place(&source, &plan), Some(Place::Measured)));
     assert_eq!(run(&source, &plan, &resources).1, 0);
 }
 
@@ -207,4 +207,66 @@ fn what_is_not_finite_is_named_by_the_cpu() {
     };
     let one = Resources { threads: 1, ..Resources::default() };
     assert_eq!(wrong(&on(&HostModel::new(), None, one.clone())), wrong(&one));
+}
+
+/// A GPU that only multiplies, so many times after it was looked at.
+fn multiplying(succeed: u64) -> Resources {
+    let left = Arc::new(AtomicU64::new(u64::MAX));
+    let until = Arc::clone(&left);
+    let multiply = move |left: &[f32], right: &[f32], [rows, rank, cols]: [usize; 3]| {
+        let one_less = until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        one_less.map_err(|_| "gone".to_owned())?;
+        let mut out = vec![0.0; rows * cols];
+        for (left, out) in left.chunks_exact(rank).zip(out.chunks_exact_mut(cols)) {
+            for (l, right) in left.iter().zip(right.chunks_exact(cols)).rev() {
+                out.iter_mut().zip(right).for_each(|(sum, r)| *sum = l.mul_add(*r, *sum));
+            }
+        }
+        Ok(out)
+    };
+    let device = ProductDevice::model(Box::new(multiply)).unwrap();
+    left.store(succeed, Ordering::Relaxed);
+    Resources { device: Some(OnDevice::Products(device)), ..two_threads() }
+}
+
+#[test]
+fn a_device_that_only_multiplies_leaves_the_rest_to_the_cpu() {
+    let source = source(&[("legal-qa-lora", 0.75)]);
+    for names in [&["Q4_K_M"][..], &["F16", "Q8_0"]] {
+        let plan = plan(&source, names, &QuantizeOptions::default());
+        let (expected, ..) = run(&source, &plan, &two_threads());
+        let (found, all, warnings) = run(&source, &plan, &multiplying(u64::MAX));
+        assert_eq!((found, warnings.len()), (expected.clone(), 0));
+        assert!(all >= 12, "every tensor that the adapter changes: {all}");
+        for succeed in [0, 1, all / 2, all - 1] {
+            let (found, done, warnings) = run(&source, &plan, &multiplying(succeed));
+            assert_eq!(found, expected, "after {succeed}");
+            let warning = format!(
+                "the GPU `model` failed; found: gone; {done} products were computed there and the others on the CPU, with the \
+                 same bytes"
+            );
+            assert_eq!((done, warnings), (succeed, vec![warning]));
+        }
+    }
+}
+
+#[test]
+fn a_device_that_only_multiplies_is_used_where_it_would_help() {
+    let resources = multiplying(u64::MAX);
+    let (plain, one, two) = (source(&[]), source(&[("legal-qa-lora", 1.0)]), source(&[("legal-qa-lora", 1.0); 2]));
+    let mut plan = plan(&one, &["Q4_K_M"], &QuantizeOptions::default());
+    assert!(matches!(resources.place(&one, &plan), Some(Place::Products(_))));
+    // Nothing to merge, and sums of two adapters, which float64 adds.
+    for source in [&plain, &two] {
+        let plan = self::plan(source, &["Q4_K_M"], &QuantizeOptions::default());
+        assert!(matches!(resources.place(source, &plan), Some(Place::NoProducts(_))));
+        assert_eq!(run(source, &plan, &resources).1, 0);
+    }
+    // What encoding loses is measured on the CPU, which encodes; what adapters change is a matter of float64.
+    plan.limits.max_rmse = Some(1.0);
+    assert!(matches!(resources.place(&one, &plan), Some(Place::Products(_))));
+    assert!(run(&one, &plan, &resources).1 > 0);
+    plan.measures_changes = true;
+    assert!(matches!(resources.place(&one, &plan), Some(Place::Measured)));
+    assert_eq!(run(&one, &plan, &resources).1, 0);
 }

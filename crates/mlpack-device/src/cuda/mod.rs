@@ -82,7 +82,7 @@ impl Device {
     /// [`Error::NotBuilt`], [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::NoSuchDevice`],
     /// [`Error::ComputeCapability`], or what the driver says.
     pub fn open(index: u32, limits: Limits) -> Result<Device, Error> {
-        let Some(image) = IMAGE else { return Err(Error::NotBuilt { kind: ("CUDA", "cuda") }) };
+        let Some(image) = IMAGE else { return Err(Error::NotBuilt) };
         Device::of(Path::new(LIBRARY), image, index, limits)
     }
 

@@ -95,7 +95,7 @@ pub fn convert_lora_into(
     plan.described_by.extend_from_slice(families.files());
     out.warnings(&plan.warnings);
     out.step(&format!("converting {} tensors of an adapter ({})", source.tensors().len(), model.arch()));
-    out.device(resources, &plan);
+    out.device(resources, &source, &plan);
     let bar = out.progress(source.byte_len());
     let done = execute(&source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();
@@ -177,7 +177,7 @@ pub fn convert_into(
     out: &Show,
 ) -> anyhow::Result<(Plan, Done)> {
     let planned = PlannedConversion::new(source, families, request, quantizer, runs, dir, resources, out)?;
-    out.device(resources, &planned.plan);
+    out.device(resources, source, &planned.plan);
     let bar = out.progress(source.byte_len());
     let done = execute(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();

@@ -59,7 +59,7 @@ pub fn merge_into(
     out: &Show,
 ) -> anyhow::Result<Done> {
     let planned = PlannedMerge::new(source, request, parameters, runs, dir.path(), resources, out)?;
-    out.device(resources, &planned.plan.plan);
+    out.device(resources, source, &planned.plan.plan);
     let bar = out.progress(planned.plan.plan.byte_len());
     let done = mlpack_convert::merge(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();

@@ -144,7 +144,7 @@ pub fn convert_into(
         let same = |_: &str| Ok(parameters.clone());
         lineage::embed(StepKind::Convert, source, &mut plan.plan, runs, resources, same)?;
     }
-    out.device(resources, &plan.plan);
+    out.device(resources, source, &plan.plan);
     let bar = out.progress(source.byte_len());
     let mut done = write_onnx(source, &plan, &dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();

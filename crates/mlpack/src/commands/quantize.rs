@@ -69,7 +69,7 @@ pub fn quantize_into(
     if parameters("")?.contains_key(EMBEDDED) {
         lineage::embed(StepKind::Quantize, source, &mut plan, &[], resources, &parameters)?;
     }
-    out.device(resources, &plan);
+    out.device(resources, source, &plan);
     let bar = out.progress(source.byte_len());
     let done = execute(source, &plan, dir, resources, &|n| bar.inc(n))?;
     bar.finish_and_clear();

@@ -66,7 +66,7 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
             let merge = PlannedMerge::new(&source, &of_merge, parameters, &runs, &path, &resources, out)?;
             let conversion =
                 PlannedConversion::new(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
-            out.device(&resources, &conversion.plan);
+            out.device(&resources, &source, &conversion.plan);
             let bar = out.progress(source.byte_len());
             let plans = ((&merge.plan, merged), (&conversion.plan, &*dir));
             let (of_merge, done) = merge_with(&source, plans.0, plans.1, &resources, &|n| bar.inc(n))?;
