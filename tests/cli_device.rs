@@ -1,4 +1,4 @@
-//! `--device`: what a build without GPU kernels does, and what it says.
+//! `--device`: what a build without GPUs does, and what it says.
 
 use crate::support::{TestDir, base, fixture, mlpack, refused, sha256};
 
@@ -14,7 +14,12 @@ fn refuses(name: &str, args: &[&str]) {
 fn devices_that_are_not_there_are_refused() {
     refuses("device-unknown", &["--device", "gpu"]);
     refuses("device-number", &["--device", "cuda:x"]);
-    refuses("device-metal", &["--device", "metal"]);
+    if !cfg!(feature = "metal") {
+        refuses("device-metal", &["--device", "metal"]);
+    } else if !cfg!(target_os = "macos") {
+        refuses("device-metal-elsewhere", &["--device", "metal"]);
+    }
+    refuses("device-memory-of-metal", &["--device", "metal", "--device-memory", "1GB"]);
     refuses("device-memory-of-the-cpu", &["--device", "cpu", "--device-memory", "1GB"]);
     refuses("device-memory-size", &["--device", "auto", "--device-memory", "much"]);
     if !mlpack_device::Device::IS_BUILT {
@@ -31,8 +36,8 @@ fn every_command_that_merges_or_encodes_takes_a_device() {
         &["quantize", "m.gguf", "--quant", "Q8_0", "-o", "out"],
         &["release", &release, "-o", "out"],
     ] {
-        let stderr = refused(&dir, &[args, &["--device", "metal"]].concat(), 2);
-        assert!(stderr.starts_with("error: this build of mlpack has no Metal support\n"), "{args:?}: {stderr}");
+        let stderr = refused(&dir, &[args, &["--device", "cpu", "--device-memory", "1GB"]].concat(), 2);
+        assert!(stderr.starts_with("error: --device-memory is for a GPU\n"), "{args:?}: {stderr}");
     }
 }
 

