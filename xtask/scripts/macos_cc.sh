@@ -7,4 +7,4 @@ for word do
     *) set -- "$@" "$word" ;;
     esac
 done
-exec "$MLPACK_ZIG" cc -target aarch64-macos "$@"
+exec "$MLPACK_ZIG" cc -target aarch64-macos.11.0 "$@"

@@ -76,8 +76,8 @@ impl Tools {
         let linker = format!("#!/bin/sh\nexec '{}' -flavor darwin \"$@\" -undefined dynamic_lookup\n", lld.display());
         script(&dir.join("ld"), &linker)?;
         let system = zig.with_file_name("lib").join("libc/darwin/libSystem.tbd");
-        // Of Arm it lists the system's own variant alone, which exports the same.
-        let system = mlpack_fs::read_to_string_bounded(&system, workspace::TEXT_LIMIT)?.replace("arm64e-", "arm64-");
+        // Of Arm it lists variants alone, one of which the linker does not know; they export the same.
+        let system = mlpack_fs::read_to_string_bounded(&system, workspace::TEXT_LIMIT)?.replace("arm64e.x1-", "arm64-");
         for name in ["libSystem", "libc", "libm"] {
             write(&libraries.join(name).with_extension("tbd"), &system)?;
         }

@@ -25,6 +25,10 @@ pub fn check(files: &[String]) -> Result<Vec<String>> {
             .collect();
         findings.extend(unused(file, &names, &sources));
         used.extend(names);
+        // What only one system needs may be there for its features alone.
+        let systems = manifest.get("target").and_then(|target| target.as_table()).into_iter().flat_map(|t| t.values());
+        let of_systems = systems.filter_map(|system| system.get("dependencies")?.as_table());
+        used.extend(of_systems.flat_map(|table| table.keys().cloned()));
     }
     let root = parse("Cargo.toml")?;
     let offered =
