@@ -68,6 +68,8 @@ impl Panels {
 
     /// The grid of a type that has one. It stays.
     pub(crate) fn grid(&mut self, ty: GgmlType) -> Result<Grid, Error> {
+        // Both types of one bit have the same.
+        let ty = if ty == GgmlType::IQ1_M { GgmlType::IQ1_S } else { ty };
         if let Some((_, grid)) = self.grids.iter().find(|(of, _)| *of == ty) {
             return Ok(grid.clone());
         }
