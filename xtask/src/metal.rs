@@ -22,7 +22,8 @@ const FRAMEWORKS: &[&str] =
 const LIBRARIES: &[(&str, &str)] =
     &[("libobjc", "/usr/lib/libobjc.A.dylib"), ("libiconv", "/usr/lib/libiconv.2.dylib")];
 
-/// Checks every crate of mlpack for macOS, with and without Metal; with `--link` also builds the program.
+/// Checks every crate of mlpack for macOS, with and without Metal, and tests here what is said without a Mac; with `--link` also
+/// builds the program.
 pub fn command(arguments: &[&str]) -> Result<()> {
     let link = match arguments {
         [] => false,
@@ -38,6 +39,8 @@ pub fn command(arguments: &[&str]) -> Result<()> {
         clippy.args(["clippy", "--package", "mlpack", "--all-targets"]).args(features);
         run(clippy.args(["--", "-D", "warnings"]))?;
     }
+    // What the program says where it has the feature and there is no Metal.
+    run(cargo().args(["test", "--package", "mlpack", "--features", "metal", "--test", "integration", "--", "device"]))?;
     if link {
         let mut build = tools.cargo();
         run(build.args(["build", "--package", "mlpack", "--bin", "mlpack", "--features", "metal"]))?;
