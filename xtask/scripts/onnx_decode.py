@@ -14,16 +14,10 @@ import sys
 import time
 
 import numpy
-import onnxruntime as ort
+
+from onnx_session import opened
 
 PREFILL, DECODE = 64, 32
-
-
-def opened(file):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def shapes(session):
@@ -52,7 +46,7 @@ def decode(session, sizes):
 
 def main():
     rounds, files = int(sys.argv[1]), sys.argv[2:]
-    sessions = [opened(file) for file in files]
+    sessions = [opened(file, threads=2) for file in files]
     sizes = shapes(sessions[0])
     times = [[] for _ in sessions]
     for session in sessions:

@@ -15,13 +15,12 @@ import sys
 
 import numpy
 import onnx
-import onnxruntime as ort
 import torch
 import transformers
 
 from onnx_rounding import rounded
+from onnx_session import LEVELS, opened
 
-LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 SMALL = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
          "max_position_embeddings": 200, "num_labels": 5}
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -108,13 +107,6 @@ def reference(folder, feed, blocks=None):
     return {key: value.numpy() for key, value in wanted.items()}
 
 
-def session(file, level="ENABLE_ALL"):
-    options = ort.SessionOptions()
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, "ORT_" + level)
-    options.log_severity_level = 3
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
 def run(session, feed):
     names = [o.name for o in session.get_outputs()]
     inputs = [i.name for i in session.get_inputs()]
@@ -139,7 +131,7 @@ def compare(folder, file, tolerance, blocks=None):
     wanted = reference(folder, feed, blocks)
     worst = largest = 0.0
     for level in LEVELS:
-        got = run(session(file, level), feed)
+        got = run(opened(file, level), feed)
         if set(got) != set(wanted):
             return f"outputs are {sorted(got)}, expected {sorted(wanted)}"
         for name, want in wanted.items():
@@ -160,7 +152,7 @@ def sentences(folder, file, least):
     rng = numpy.random.default_rng(2)
     texts = [" ".join(rng.choice(words, rng.integers(3, 40))) for _ in range(200)]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours, lowest = session(file), 1.0
+    ours, lowest = opened(file), 1.0
     for start in range(0, len(texts), 20):
         feed = dict(tokenizer(texts[start:start + 20], padding=True, truncation=True, return_tensors="np"))
         feed = {key: value.astype(numpy.int64) for key, value in feed.items()}

@@ -19,12 +19,12 @@ import tempfile
 
 import numpy
 import onnx
-import onnxruntime as ort
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
+from onnx_session import LEVELS, opened
+
 TYPES = {"tensor(int64)": numpy.int64, "tensor(float)": numpy.float32}
 
 
@@ -63,10 +63,7 @@ def feed(session):
 
 
 def outputs(file, level="ENABLE_ALL"):
-    options = ort.SessionOptions()
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, "ORT_" + level)
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = opened(file, level)
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed(session))))
 
 

@@ -22,9 +22,9 @@ import torch
 import transformers
 
 from onnx_rounding import rounded
+from onnx_session import LEVELS, opened
 
 PREFILL, DECODE, PADDING = 65, 8, 9
-LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 KINDS = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bfloat16)": ml_dtypes.bfloat16}
 
 
@@ -110,10 +110,7 @@ def check(file, reference, tolerance):
     limit = float(tolerance.rstrip("%")) * (largest / 100 if tolerance.endswith("%") else 1)
     worst = 0.0
     for level in LEVELS:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, "ORT_" + level)
-        options.log_severity_level = 3
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = opened(file, level)
         for cut, want, want_apart in zip(cuts(), wanted, apart):
             if together or all(end - start == 1 for start, end in cut[1:]):
                 got = run(session, texts, cut)

@@ -33,7 +33,7 @@ def main():
         feed["position_ids"] = numpy.arange(past, past + feed["input_ids"].shape[1])[None].repeat(len(feed["input_ids"]), 0)
     names = [value.name for value in free.get_outputs()]
     error = max(float(abs(a - b).max()) for a, b in zip(fixed.run(names, feed), free.run(names, feed)) if a.size)
-    print(f"{error:.2e}")
+    print(f"within {error:.2e}")
     if not error <= 1e-5:
         sys.exit("the graphs compute different things")
 

@@ -48,6 +48,21 @@ struct Bench {
     only: Vec<String>,
 }
 
+impl Bench {
+    /// A release of the base with the adapter, of its file in `work` but for where it goes. `merge` is what the file says of merging.
+    fn release(&self, work: &Path, merge: &str, quants: &[&str]) -> Result<Command> {
+        let file = work.join("mlpack.toml");
+        let text = format!(
+            "name = \"m\"\nbase = {:?}\n[[adapter]]\npath = {:?}\n{merge}[gguf]\nquant = {quants:?}\n",
+            self.base, self.lora
+        );
+        std::fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
+        let mut release = Command::new(&self.mlpack);
+        release.arg("release").arg(&file).args(["--threads", quantize::THREADS]);
+        Ok(release)
+    }
+}
+
 /// The figures of one part in Markdown, and the targets that it missed.
 struct Report {
     text: String,

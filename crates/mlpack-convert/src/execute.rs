@@ -93,8 +93,7 @@ pub fn execute(
     resources: &Resources,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
-    let paths: Vec<PathBuf> = plan.outputs.iter().map(|output| dir.join(&output.file_name)).collect();
-    execute_from(source, plan, &paths, resources, None, progress)
+    execute_from(source, plan, &plan.paths(dir), resources, None, progress)
 }
 
 /// The same with a path for each output, where an interrupted run may have left something.

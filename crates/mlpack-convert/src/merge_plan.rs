@@ -10,7 +10,7 @@ use crate::{Done, Error, Output, OutputTensor, Plan, Resources, SealedFile, Sour
 use mlpack_fs::AtomicDir;
 use mlpack_safetensors::{FileLayout, INDEX_NAME, NewTensor, index, lay_out, shard, shard_name};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is asked of a merged checkpoint.
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,8 +136,8 @@ pub fn merge(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Done, Error> {
     let resume = Resume::open(source, plan, &out)?;
-    let done =
-        execute_from(source, &plan.plan, &paths(&plan.plan, out.contents()), resources, Some(&resume), progress)?;
+    let paths = plan.plan.paths(out.contents());
+    let done = execute_from(source, &plan.plan, &paths, resources, Some(&resume), progress)?;
     seal(plan, out, done)
 }
 
@@ -154,7 +154,7 @@ pub fn merge_with(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(Done, Done), Error> {
     let resume = Resume::open(source, plan, &out)?;
-    let paths = [paths(&plan.plan, out.contents()), paths(other, dir)].concat();
+    let paths = [plan.plan.paths(out.contents()), other.paths(dir)].concat();
     let mut done = execute_from(source, &plan.plan.with(other), &paths, resources, Some(&resume), progress)?;
     let count = plan.plan.outputs.len();
     let of_other = Done {
@@ -165,10 +165,6 @@ pub fn merge_with(
         ..done.clone()
     };
     Ok((seal(plan, out, done)?, of_other))
-}
-
-fn paths(plan: &Plan, dir: &Path) -> Vec<PathBuf> {
-    plan.outputs.iter().map(|output| dir.join(&output.file_name)).collect()
 }
 
 /// Writes the files beside the weights, and gives the directory its name.

@@ -7,7 +7,7 @@
 
 use crate::gather::Reader;
 use crate::slab::{Slab, Work};
-use crate::{Error, Input, Plan, Resources, Source, Stored};
+use crate::{Error, Plan, Resources, Source, Step, Stored};
 use mlpack_arch::ValueChange;
 use mlpack_device::{Delta, Device, Limits, Outcome, Output, can_encode, can_read, is_searched};
 use mlpack_fs::{Buffer, Buffers};
@@ -96,10 +96,7 @@ impl Resources {
 
 /// Whether rows of any tensor are merged with products that a GPU may compute.
 fn asks_for_products(source: &Source, plan: &Plan) -> bool {
-    let gathers = plan.steps.iter().filter_map(|step| match &step.input {
-        Input::Tensors(gather) => Some(gather),
-        Input::Computed(_) => None,
-    });
+    let gathers = plan.steps.iter().filter_map(Step::gather);
     gathers.flat_map(|gather| &gather.positions).any(|position| source.asks_for_products(*position))
 }
 

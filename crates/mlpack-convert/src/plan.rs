@@ -15,7 +15,7 @@ use mlpack_quant::{ColumnBlocks, ColumnPart, Extremes, NBits, NBitsPart};
 use mlpack_tensor::{Dtype, GgmlType, Shape};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Every output of one run, with the place of every byte.
@@ -225,6 +225,20 @@ impl Step {
         Step { input: Input::Tensors(gather), rows, row_len, targets: Vec::new() }
     }
 
+    /// The tensors that it reads, if it does.
+    pub(crate) fn gather(&self) -> Option<&Gather> {
+        match &self.input {
+            Input::Tensors(gather) => Some(gather),
+            Input::Computed(_) => None,
+        }
+    }
+
+    /// Whether another one has the same values of the same tensors in its rows.
+    fn reads_as(&self, other: &Step) -> bool {
+        self.gather().is_some()
+            && (self.gather(), self.rows, self.row_len) == (other.gather(), other.rows, other.row_len)
+    }
+
     /// Values computed from the config.
     pub fn computed(values: Vec<f32>, shape: &Shape) -> Step {
         let (rows, row_len) = (shape.row_count().unwrap_or(0), shape.row_len());
@@ -270,36 +284,40 @@ impl Plan {
         importance.read(entry, expert, row_len, out);
     }
 
-    /// One plan for the outputs of both, of the same source: this one's first. Every tensor that both take as it lies is read, and
-    /// changed by adapters, once. The other one has the importance matrix, if there is one, and the limits.
+    /// One plan for the outputs of both, of the same source: this one's, a merge's, first. Every tensor that both take as it lies is
+    /// read, and changed by adapters, once.
     pub(crate) fn with(&self, other: &Plan) -> Plan {
-        let mut both = Plan { outputs: self.outputs.clone(), steps: self.steps.clone(), ..other.clone() };
+        let mut both = self.clone();
         both.outputs.extend(other.outputs.iter().cloned());
-        both.measures_changes |= self.measures_changes;
-        both.known.extend(self.known.iter().map(|(path, sha256)| (path.clone(), *sha256)));
+        both.measures_changes |= other.measures_changes;
+        both.known.extend(other.known.iter().map(|(path, sha256)| (path.clone(), *sha256)));
+        // A merge has none of these.
+        (both.importance, both.limits, both.extremes) =
+            (other.importance.clone(), other.limits, other.extremes.clone());
+        let by_tensors =
+            self.steps.iter().enumerate().filter_map(|(i, step)| Some((step.gather()?.positions.as_slice(), i)));
+        let by_tensors: BTreeMap<&[usize], usize> = by_tensors.collect();
         for step in &other.steps {
             let moved = |target: &Target| Target { output: self.outputs.len() + target.output, ..*target };
             let targets = step.targets.iter().map(moved);
-            let gather = match &step.input {
-                Input::Tensors(gather) => Some(gather),
-                Input::Computed(_) => None,
-            };
-            let same = self.steps.iter().position(|known| {
-                let is_same =
-                    matches!((&known.input, gather), (Input::Tensors(known), Some(gather)) if known == gather);
-                is_same && (known.rows, known.row_len) == (step.rows, step.row_len)
-            });
-            if let Some(same) = same {
-                both.steps[same].targets.extend(targets);
-                continue;
+            let found = step.gather().and_then(|gather| by_tensors.get(gather.positions.as_slice()));
+            match found.filter(|found| self.steps[**found].reads_as(step)) {
+                Some(found) => both.steps[*found].targets.extend(targets),
+                None => {
+                    let mut step = Step { targets: targets.collect(), ..step.clone() };
+                    if let Input::Tensors(gather) = &mut step.input {
+                        gather.offset = ALL_ELSEWHERE;
+                    }
+                    both.steps.push(step);
+                }
             }
-            let mut step = Step { targets: targets.collect(), ..step.clone() };
-            if let Input::Tensors(gather) = &mut step.input {
-                gather.offset = ALL_ELSEWHERE;
-            }
-            both.steps.push(step);
         }
         both
+    }
+
+    /// Where outputs are in a directory.
+    pub(crate) fn paths(&self, dir: &Path) -> Vec<PathBuf> {
+        self.outputs.iter().map(|output| dir.join(&output.file_name)).collect()
     }
 
     /// Bytes of all outputs together.
@@ -339,10 +357,7 @@ mod tests {
         assert_eq!(names, ["m", "a", "b"]);
         let targets: Vec<&[Target]> = both.steps.iter().map(|step| step.targets.as_slice()).collect();
         assert_eq!(targets, [&[target(0, 0), target(2, 0)][..], &[target(0, 1)], &[target(2, 1)], &[target(1, 7)]]);
-        let counts = both.steps.iter().map(|step| match &step.input {
-            Input::Tensors(gather) => gather.offset == 0,
-            Input::Computed(_) => false,
-        });
+        let counts = both.steps.iter().map(|step| step.gather().is_some_and(|gather| gather.offset == 0));
         assert_eq!(counts.collect::<Vec<_>>(), [true, true, false, false]);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::cost::{Cost, measure, megabytes};
 use super::{Bench, Report, fresh, model, quantize};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
@@ -68,14 +68,8 @@ pub fn run(bench: &Bench) -> Result<Report> {
             }
         }
         fresh(&work)?;
-        let file = work.join("mlpack.toml");
-        let text = format!(
-            "name = \"m\"\nbase = {:?}\n[[adapter]]\npath = {:?}\n[merge]\noutput = \"merged\"\n[gguf]\nquant = [{:?}]\n",
-            bench.base, bench.lora, CONVERSIONS[0].0
-        );
-        std::fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
-        let mut release = Command::new(&bench.mlpack);
-        release.arg("release").arg(&file).args(["--threads", quantize::THREADS, "-o"]).arg(work.join("out"));
+        let mut release = bench.release(&work, "[merge]\noutput = \"merged\"\n", &[CONVERSIONS[0].0])?;
+        release.arg("-o").arg(work.join("out"));
         costs.release.push(measure(peers, &mut release, &work)?);
     }
     fresh(&work)?;

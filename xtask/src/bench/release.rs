@@ -6,11 +6,10 @@
 //! `--rehash`; later ones know its digest.
 
 use super::cost::{Cost, measure};
-use super::{Bench, Report, quantize};
+use super::{Bench, Report};
 use crate::workspace::fresh;
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 /// What is released: the variant that most people take, a set of k-quants, and one of the variants that are least work to make.
@@ -35,16 +34,9 @@ pub fn run(bench: &Bench) -> Result<Report> {
 fn release(bench: &Bench, quants: &[&str], report: &mut Report) -> Result<()> {
     let work = bench.dir.join("work");
     fresh(&work)?;
-    let file = work.join("mlpack.toml");
-    let text = format!(
-        "name = \"m\"\nbase = {:?}\n[[adapter]]\npath = {:?}\n[gguf]\nquant = {quants:?}\n",
-        bench.base, bench.lora
-    );
-    std::fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
     let release = |more: &[&str]| -> Result<Cost> {
-        let mut release = Command::new(&bench.mlpack);
-        release.arg("release").arg(&file).args(["--threads", quantize::THREADS]).args(more).arg("-o");
-        measure(&bench.peers, release.arg(work.join("out")), &work)
+        let mut release = bench.release(&work, "", quants)?;
+        measure(&bench.peers, release.args(more).arg("-o").arg(work.join("out")), &work)
     };
     // Notes the digest of the base.
     release(&[])?;

@@ -41,6 +41,14 @@ pub fn run(only: &str, peers: &Peers, mlpack: &Path) -> Result<usize> {
     Ok(decoders(only, &work)? + encoders(only, &work)?)
 }
 
+/// Shows what a script says of a comparison; returns how many differ: one, or none.
+fn compared(what: &str, script: &mut Command) -> usize {
+    let said = output(script);
+    let differs = usize::from(said.is_err());
+    println!("{what}: {}", said.map_or_else(|e| format!("{e:#}"), |said| said.trim().to_owned()));
+    differs
+}
+
 /// The names of the models in a folder that a script made.
 fn names(dir: &Path, only: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
@@ -186,20 +194,14 @@ impl Work<'_> {
     /// Compares matrices in blocks with those of ONNX Runtime's quantizer.
     fn blocks(&self, name: &str, plain: &Path, quantized: &Path, (bits, size, kind): (u32, &str, &str)) -> usize {
         let mut script = self.peers.script("onnx_blocks.py");
-        let said = output(script.arg(plain).arg(quantized).args([bits.to_string().as_str(), size, kind]));
-        let differs = usize::from(said.is_err());
-        let said = said.map_or_else(|e| format!("{e:#}"), |said| said.trim().to_owned());
-        println!("{name} int{bits} {kind} {size}: {said}");
-        differs
+        script.arg(plain).arg(quantized).args([bits.to_string().as_str(), size, kind]);
+        compared(&format!("{name} int{bits} {kind} {size}"), &mut script)
     }
 
     /// Compares matrices of integers with those of ONNX Runtime's tools.
     fn integers(&self, what: &str, mode: &[&str], plain: &Path, quantized: &Path, options: &[&str]) -> usize {
         let mut script = self.peers.script("onnx_integers.py");
-        let said = output(script.args(mode).arg(plain).arg(quantized).args(options));
-        let differs = usize::from(said.is_err());
-        println!("{what}: {}", said.map_or_else(|e| format!("{e:#}"), |s| s.trim().to_owned()));
-        differs
+        compared(what, script.args(mode).arg(plain).arg(quantized).args(options))
     }
 
     /// The same of a model in bytes that are multiplied in integers. The reference starts from the portable graph.
@@ -223,10 +225,8 @@ impl Work<'_> {
             let options = ["--profile", profile, "--fix-dims", dims];
             let dir = self.convert(name, &format!("{profile}-{dims}"), "fp32", &options)?;
             let mut script = self.peers.script("onnx_static.py");
-            let said = output(script.arg(dir.join("onnx/model.onnx")).arg(&open));
-            differing += usize::from(said.is_err());
-            let said = said.map_or_else(|e| format!("{e:#}"), |said| format!("within {}", said.trim()));
-            println!("{name} {profile} {dims}: {said}");
+            script.arg(dir.join("onnx/model.onnx")).arg(&open);
+            differing += compared(&format!("{name} {profile} {dims}"), &mut script);
         }
         Ok(differing)
     }

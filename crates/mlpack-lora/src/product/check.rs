@@ -132,11 +132,7 @@ impl Values {
         };
         let value = |i: usize| {
             let exponent = exponents[usize::from(i >= rows * rank)];
-            // splitmix64
-            let mut z = (seed << 32 | self as u64).wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 1));
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
+            let z = random(seed << 32 | self as u64, i);
             let exponent = exponent + (z >> 32) as u32 % 9;
             f32::from_bits(z as u32 & 0x807f_ffff | exponent << 23)
         };
@@ -153,4 +149,12 @@ impl Values {
         }
         Case { left, right, rank, cols }
     }
+}
+
+/// A number of a sequence: splitmix64.
+pub(crate) fn random(seed: u64, i: usize) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 1));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -15,7 +15,7 @@ use mlpack_convert::{
 use mlpack_provenance::{Artifact, Dependency, FoundRun, RunSource, Step, StepKind, Store};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The parameter of a statement whose files say what they are made from.
 pub const EMBEDDED: &str = "embed-provenance";
@@ -46,7 +46,9 @@ pub fn convert(args: &ConvertArgs, out: &Show) -> anyhow::Result<Exit> {
     let pre = args.target.pre.as_deref();
     let split = inputs::split(&args.target)?;
     let request = GgufRequest { name: &name, variants: &variants, pre, options: &quantizer.options, split };
-    let (plan, done) = convert_into(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
+    let planned =
+        PlannedConversion::new(&source, &families, &request, &quantizer, &runs, &args.output, &resources, out)?;
+    let (plan, done) = planned.run(&source, &runs, &resources, out)?;
     let (mut text, value) = report(&plan, &done);
     if let Some(report) = &args.source.merging.report {
         text.push_str(&changes::write(report, &source, &done.changes)?);
@@ -161,42 +163,21 @@ impl Quantizer {
     }
 }
 
-/// Converts, and records a step for each output; shared with `release` and `rebuild`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that a conversion is made of, each from another part of a release"
-)]
-pub fn convert_into(
-    source: &Source,
-    families: &Families,
-    request: &GgufRequest<'_>,
-    quantizer: &Quantizer,
-    runs: &[FoundRun],
-    dir: &Path,
-    resources: &Resources,
-    out: &Show,
-) -> anyhow::Result<(Plan, Done)> {
-    let planned = PlannedConversion::new(source, families, request, quantizer, runs, dir, resources, out)?;
-    out.device(resources, source, &planned.plan);
-    let bar = out.progress(source.byte_len());
-    let done = execute(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
-    bar.finish_and_clear();
-    out.warnings(&done.warnings);
-    planned.record(source, &done, runs, out)?;
-    Ok((planned.plan, done))
-}
-
-/// A conversion before it is done; `release` may do it together with a merge.
+/// A conversion before it is done; shared with `release`, which may do it together with a merge, and `rebuild`.
 pub struct PlannedConversion {
     pub plan: Plan,
     /// What was asked of each variant, as a statement says it.
     parameters: BTreeMap<&'static str, Map<String, Value>>,
+    dir: PathBuf,
     store: Store,
 }
 
 impl PlannedConversion {
     /// Plans a conversion into `dir`, and says so.
-    #[expect(clippy::too_many_arguments, reason = "as for `convert_into`")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything that a conversion is made of, each from another part of a release"
+    )]
     pub fn new(
         source: &Source,
         families: &Families,
@@ -230,7 +211,24 @@ impl PlannedConversion {
         if quantizer.embed {
             lineage::embed(StepKind::Convert, source, &mut plan, runs, resources, |name| Ok(parameters[name].clone()))?;
         }
-        Ok(PlannedConversion { plan, parameters, store })
+        Ok(PlannedConversion { plan, parameters, dir: dir.to_owned(), store })
+    }
+
+    /// Converts, and records a step for each variant.
+    pub fn run(
+        self,
+        source: &Source,
+        runs: &[FoundRun],
+        resources: &Resources,
+        out: &Show,
+    ) -> anyhow::Result<(Plan, Done)> {
+        out.device(resources, source, &self.plan);
+        let bar = out.progress(source.byte_len());
+        let done = execute(source, &self.plan, &self.dir, resources, &|n| bar.inc(n))?;
+        bar.finish_and_clear();
+        out.warnings(&done.warnings);
+        self.record(source, &done, runs, out)?;
+        Ok((self.plan, done))
     }
 
     /// Records a step for each variant.

@@ -22,8 +22,9 @@ pub fn merge(args: &MergeArgs, out: &Show) -> anyhow::Result<Exit> {
     let source = Source::open(&args.source.model, &adapters, &inputs::overlay(&args.source.merging)?)?;
     let runs = lineage::runs(&adapters, run.as_ref(), None)?;
     let parameters = merge_parameters(&args.source.merging, max_shard_size, args.embed_provenance);
-    let Done { outputs: files, changes, kept, .. } =
-        merge_into(&source, &request, parameters, &runs, AtomicDir::take_up(&args.output)?, &resources, out)?;
+    let dir = AtomicDir::take_up(&args.output)?;
+    let planned = PlannedMerge::new(&source, &request, parameters, &runs, dir.path(), &resources, out)?;
+    let Done { outputs: files, changes, kept, .. } = planned.run(&source, dir, &runs, &resources, out)?;
     let mut text = files_table(&files);
     if kept > 0 {
         text.push_str(&format!("{} of it an interrupted merge had left\n", bytes(kept)));
@@ -48,27 +49,7 @@ pub fn merge_parameters(args: &MergingArgs, max_shard_size: Option<u64>, embed: 
     parameters
 }
 
-/// Merges, and records the step; shared with `rebuild`.
-pub fn merge_into(
-    source: &Source,
-    request: &MergeRequest,
-    parameters: Map<String, Value>,
-    runs: &[FoundRun],
-    dir: AtomicDir,
-    resources: &Resources,
-    out: &Show,
-) -> anyhow::Result<Done> {
-    let planned = PlannedMerge::new(source, request, parameters, runs, dir.path(), resources, out)?;
-    out.device(resources, source, &planned.plan.plan);
-    let bar = out.progress(planned.plan.plan.byte_len());
-    let done = mlpack_convert::merge(source, &planned.plan, dir, resources, &|n| bar.inc(n))?;
-    bar.finish_and_clear();
-    out.warnings(&done.warnings);
-    planned.record(source, &done, runs, out)?;
-    Ok(done)
-}
-
-/// A merge before it is done; shared with `release`, which does it together with a conversion.
+/// A merge before it is done; shared with `release`, which does it together with a conversion, and `rebuild`.
 pub struct PlannedMerge {
     pub plan: MergePlan,
     path: PathBuf,
@@ -102,6 +83,24 @@ impl PlannedMerge {
             path.display()
         ));
         Ok(PlannedMerge { plan, path: path.to_owned(), parameters, store })
+    }
+
+    /// Merges into the directory that it was planned for, and records the step.
+    pub fn run(
+        self,
+        source: &Source,
+        dir: AtomicDir,
+        runs: &[FoundRun],
+        resources: &Resources,
+        out: &Show,
+    ) -> anyhow::Result<Done> {
+        out.device(resources, source, &self.plan.plan);
+        let bar = out.progress(self.plan.plan.byte_len());
+        let done = mlpack_convert::merge(source, &self.plan, dir, resources, &|n| bar.inc(n))?;
+        bar.finish_and_clear();
+        out.warnings(&done.warnings);
+        self.record(source, &done, runs, out)?;
+        Ok(done)
     }
 
     /// Records the step.

@@ -1,6 +1,6 @@
 //! `mlpack release`: everything that `mlpack.toml` declares.
 
-use super::convert::{PlannedConversion, Quantizer, convert_into};
+use super::convert::{PlannedConversion, Quantizer};
 use super::merge::{PlannedMerge, merge_parameters};
 use super::modelfile::{self, Settings};
 use super::publish::{self, How};
@@ -54,18 +54,23 @@ pub fn release(args: &ReleaseArgs, out: &Show) -> anyhow::Result<Exit> {
         options: &quantizer.options,
         split: Split::default(),
     };
-    let done = match &config.merge.output {
-        None => convert_into(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?.1,
+    let merge = match &config.merge.output {
+        None => None,
         Some(output) => {
             // A merged checkpoint of an earlier run has its claims beside it and is replaced; anything else is not touched.
             let path = dir.join(output);
             let ours = mlpack_provenance::sidecar_path(&path).is_file();
             let merged = if ours { AtomicDir::resume(&path)? } else { AtomicDir::take_up(&path)? };
-            let of_merge = MergeRequest { max_shard_size, measures_changes: false };
+            let request = MergeRequest { max_shard_size, measures_changes: false };
             let parameters = merge_parameters(&merging, max_shard_size, config.embed_provenance);
-            let merge = PlannedMerge::new(&source, &of_merge, parameters, &runs, &path, &resources, out)?;
-            let conversion =
-                PlannedConversion::new(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+            let planned = PlannedMerge::new(&source, &request, parameters, &runs, &path, &resources, out)?;
+            Some((planned, merged, path))
+        }
+    };
+    let conversion = PlannedConversion::new(&source, &families, &request, &quantizer, &runs, &dir, &resources, out)?;
+    let done = match merge {
+        None => conversion.run(&source, &runs, &resources, out)?.1,
+        Some((merge, merged, path)) => {
             out.device(&resources, &source, &conversion.plan);
             let bar = out.progress(source.byte_len());
             let plans = ((&merge.plan, merged), (&conversion.plan, &*dir));

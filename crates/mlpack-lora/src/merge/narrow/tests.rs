@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::merge::{BaseBytes, MergeRoom, Rows};
+use crate::product::check::random;
 use crate::{Adapter, ChangeTally, OverlayOptions};
 use mlpack_safetensors::Checkpoint;
 use std::path::Path;
@@ -10,18 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const NAME: &str = "model.layers.0.mlp.down_proj";
 
-/// splitmix64
-fn random(seed: u64, i: usize) -> u64 {
-    let mut z = (seed << 32).wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 1));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// Float32 of all mantissas, with biased exponents from one on, in so many steps of two.
 fn floats(seed: u64, count: usize, exponent: u32, steps: u32) -> Vec<f32> {
     let value = |i| {
-        let z = random(seed, i);
+        let z = random(seed << 32, i);
         f32::from_bits(z as u32 & 0x807f_ffff | (exponent + (z >> 32) as u32 % steps) << 23)
     };
     (0..count).map(value).collect()

@@ -3,8 +3,8 @@
 //! The inputs are laid out as links under the names that the statement has, so that nothing but them is read, and so that
 //! it does not matter where they are today.
 
-use super::super::convert::{EMBEDDED, Quantizer, convert_into, convert_lora_into};
-use super::super::merge::merge_into;
+use super::super::convert::{EMBEDDED, PlannedConversion, Quantizer, convert_lora_into};
+use super::super::merge::PlannedMerge;
 use super::super::onnx;
 use super::super::quantize::quantize_into;
 use crate::cli::{QuantizerArgs, RequantizerArgs};
@@ -102,8 +102,9 @@ impl<'a> Again<'a> {
         let request = MergeRequest { max_shard_size: self.number("max_shard_size"), measures_changes: false };
         let parameters = self.recipe.parameters.clone();
         let target = AtomicDir::create(&dir.join(name))?;
-        merge_into(&source, &request, parameters, &self.runs()?, target, self.resources, self.out)?;
-        Ok(())
+        let runs = self.runs()?;
+        let planned = PlannedMerge::new(&source, &request, parameters, &runs, target.path(), self.resources, self.out)?;
+        planned.run(&source, target, &runs, self.resources, self.out).map(drop)
     }
 
     fn convert(&self, dir: &Path) -> anyhow::Result<()> {
@@ -122,8 +123,9 @@ impl<'a> Again<'a> {
         let (name, pre) = (self.name()?, self.parameter("pre"));
         let request = GgufRequest { name, variants: &variants, pre, options: &quantizer.options, split };
         let (families, runs) = (self.families()?, self.runs()?);
-        convert_into(&source, &families, &request, &quantizer, &runs, dir, self.resources, self.out)?;
-        Ok(())
+        let (resources, out) = (self.resources, self.out);
+        let planned = PlannedConversion::new(&source, &families, &request, &quantizer, &runs, dir, resources, out)?;
+        planned.run(&source, &runs, resources, out).map(drop)
     }
 
     fn convert_lora(&self, dir: &Path) -> anyhow::Result<()> {
